@@ -1,0 +1,132 @@
+"""Command lines from dataclasses: every field is a flag, spelled with dashes or underscores."""
+
+import argparse
+import sys
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+
+from utils.errors import InputError
+
+
+@dataclass
+class TrainArgs:
+    train_csv: Annotated[str, "training list (CSV)"]
+    valid_csv: Annotated[str, "validation list; it chooses the checkpoint"]
+    test_csv: Annotated[str, "clean test list, looked at once at the end; empty: no test"] = ""
+    name: Annotated[str, "run name; everything is written to run_dir/name", "-n"] = "run"
+    run_dir: Annotated[str, "parent of every run folder"] = "runs"
+    data_root: Annotated[str, "folder that relative paths in the lists start from"] = "."
+    epochs: Annotated[int, "passes over the training list", "-e"] = 1
+    batch_size: Annotated[int, "images a step and process", "-b"] = 16
+    learning_rate: Annotated[float, "starting step size; 0.1 suits ranger, 1e-3 adamw", "-l"] = 0.1
+    load: Annotated[str, "checkpoint whose weights the network starts from", "-f"] = ""
+    arch: Annotated[str, "PlainUNet, or any segmentation-models-pytorch architecture (Unet, DeepLabV3Plus, ...)"] = (
+        "PlainUNet"
+    )
+    encoder: Annotated[str, "segmentation-models-pytorch encoder; PlainUNet has none"] = "resnet34"
+    encoder_weights: Annotated[str, "none, or imagenet (fetched from the network at first use)"] = "none"
+    width: Annotated[int, "first width of PlainUNet; 64 is the published network"] = 64
+    size: Annotated[int, "images are resized to size x size; 0 keeps them as they are"] = 321
+    classes: Annotated[int, "1: binary masks; more: class indices, 255 is ignored"] = 1
+    augment: Annotated[Literal["none", "flip", "strong"], "augmentation of the training images"] = "none"
+    optimizer: Annotated[Literal["ranger", "adamw", "sgd"], "update rule"] = "ranger"
+    weight_decay: Annotated[float, "decoupled weight decay (sgd: L2)"] = 5e-4
+    scheduler: Annotated[Literal["step", "cosine", "poly", "none"], "learning rate over the run"] = "step"
+    step_epochs: Annotated[int, "scheduler step: epochs between two cuts"] = 25
+    step_gamma: Annotated[float, "scheduler step: factor of a cut"] = 0.5
+    clip_value: Annotated[float, "gradients are clipped to +- this before the step; 0: never"] = 0.1
+    precision: Annotated[Literal["fp32", "bf16"], "bf16 is faster wherever the hardware has it"] = "fp32"
+    select: Annotated[Literal["best", "last"], "checkpoint that is tested: best on the validation list, or last"] = (
+        "best"
+    )
+    theta0: Annotated[int, "boundary score: width of the boundary operator, odd"] = 3
+    theta: Annotated[int, "boundary score: odd; (theta - 1) / 2 pixels of tolerance"] = 5
+    seed: Annotated[int, "one seed for weights, order and augmentation"] = 0
+    workers: Annotated[int, "loader processes"] = 0
+    cache_gb: Annotated[float, "decoded lists up to this size stay in memory"] = 8.0
+    cpu: Annotated[bool, "ignore any GPU"] = False
+    compat: Annotated[Literal["none", "nlkd"], "nlkd: the arithmetic of the released code, faults included"] = "none"
+
+
+def parse(cls, argv=None, doc=None):
+    """The dataclass `cls` filled from the command line (or `argv`); InputError for values no run can use."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=_Help, allow_abbrev=False)
+    _add_flags(parser, cls)
+    args = cls(**vars(parser.parse_args(argv)))
+    if isinstance(args, TrainArgs):
+        check(args)
+    return args
+
+
+def launch(main, cls, argv=None) -> None:
+    """Parse the command line and call `main`; a user's mistake becomes one line on stderr and exit code 2."""
+    with _one_line():
+        main(parse(cls, argv, sys.modules[main.__module__].__doc__))
+
+
+def launch_commands(commands: dict, argv=None) -> None:
+    """`tool.py COMMAND --flags`: `commands` maps a name to (function, dataclass of its flags)."""
+    with _one_line():
+        doc = sys.modules[next(iter(commands.values()))[0].__module__].__doc__
+        parser = argparse.ArgumentParser(description=doc, formatter_class=_Help, allow_abbrev=False)
+        several = parser.add_subparsers(dest="command", required=True)
+        for name, (function, cls) in commands.items():
+            one = several.add_parser(name, help=function.__doc__, description=function.__doc__, formatter_class=_Help)
+            _add_flags(one, cls)
+        flags = vars(parser.parse_args(argv))
+        function, cls = commands[flags.pop("command")]
+        function(cls(**flags))
+
+
+@contextmanager
+def _one_line():
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _add_flags(parser, cls) -> None:
+    hints = get_type_hints(cls, include_extras=True)
+    for f in fields(cls):
+        kind, (text, *short) = hints[f.name].__origin__, hints[f.name].__metadata__
+        if short == ["positional"]:
+            parser.add_argument(f.name, help=text, **_how(kind))
+            continue
+        names = dict.fromkeys([*short, "--" + f.name.replace("_", "-"), "--" + f.name])
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        needed = {"required": True} if default is MISSING else {"default": default}
+        parser.add_argument(*names, dest=f.name, help=text.replace("%", "%%"), **needed, **_how(kind))
+
+
+def check(args: TrainArgs) -> None:
+    """Raise InputError for a value that no training run can use."""
+    for flag in ("epochs", "batch_size", "classes", "width", "step_epochs"):
+        if getattr(args, flag) < 1:
+            raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 1 or more")
+    for flag in ("size", "workers", "clip_value", "weight_decay", "cache_gb"):
+        if not getattr(args, flag) >= 0:
+            raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 0 or more")
+    if not 0 < args.learning_rate < float("inf"):
+        raise InputError(f"--learning-rate {args.learning_rate}: must be a positive number")
+    for flag in ("theta0", "theta"):
+        if getattr(args, flag) < 1 or getattr(args, flag) % 2 == 0:
+            raise InputError(f"--{flag} {getattr(args, flag)}: must be odd and positive")
+    if args.classes > 255:
+        raise InputError(f"--classes {args.classes}: masks have 8 bits and 255 means ignore, so 255 classes at most")
+
+
+def _how(kind) -> dict:
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    if get_origin(kind) is list:
+        return {"nargs": "+", "type": get_args(kind)[0]}
+    return {"type": kind}
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help texts with defaults, under the module docstring as it is written."""
