@@ -37,9 +37,7 @@ class TrainArgs:
     step_gamma: Annotated[float, "scheduler step: factor of a cut"] = 0.5
     clip_value: Annotated[float, "gradients are clipped to +- this before the step; 0: never"] = 0.1
     precision: Annotated[Literal["fp32", "bf16"], "bf16 is faster wherever the hardware has it"] = "fp32"
-    select: Annotated[Literal["best", "last"], "checkpoint that is tested: best on the validation list, or last"] = (
-        "best"
-    )
+    select: Annotated[Literal["best", "last"], "tested checkpoint: best on validation, or last"] = "best"
     theta0: Annotated[int, "boundary score: width of the boundary operator, odd"] = 3
     theta: Annotated[int, "boundary score: odd; (theta - 1) / 2 pixels of tolerance"] = 5
     seed: Annotated[int, "one seed for weights, order and augmentation"] = 0
@@ -49,10 +47,43 @@ class TrainArgs:
     compat: Annotated[Literal["none", "nlkd"], "nlkd: the arithmetic of the released code, faults included"] = "none"
 
 
+@dataclass
+class WeightArgs(TrainArgs):
+    weight_floor: Annotated[float, "no sample weight is smaller than this"] = 0.0
+    normalise: Annotated[Literal["batch", "weight"], "divide a batch's loss by its images, or by its weights"] = "batch"
+
+
+@dataclass
+class TwoNetArgs(TrainArgs):
+    arch2: Annotated[str, "architecture of the second network; empty: as the first"] = ""
+    encoder2: Annotated[str, "encoder of the second network; empty: as the first"] = ""
+    preset: Annotated[Literal["paper", "nlkd"], "paper: the method's own paper; nlkd: as the released NLKD code"] = (
+        "paper"
+    )
+    unit: Annotated[Literal["image", "pixel"], "what is selected"] = "image"
+    normalise: Annotated[Literal["selected", "batch"], "divide the loss by the selected examples, or by all"] = (
+        "selected"
+    )
+
+
+@dataclass
+class RankArgs(TwoNetArgs):
+    score: Annotated[Literal["loss", "iou", "bf", "bm", "miou"], "how a network ranks the examples"] = "loss"
+    forget_rate: Annotated[float, "share to drop; -1: the noisy share of the list if known, else 0.2"] = -1.0
+    schedule: Annotated[Literal["linear", "linear_then_2tau", "constant"], "how that share is reached"] = "linear"
+    num_gradual: Annotated[int, "epochs until the full share is dropped"] = 10
+    exponent: Annotated[float, "shape of the way there (c of the paper)"] = 1.0
+    keep_rule: Annotated[Literal["round", "nlkd"], "keep max(1, round((1 - r) n)), or n - floor(r n)"] = "round"
+    window: Annotated[int, "batches that are ranked together, so that small ones do not quantise the share"] = 1
+
+
 def parse(cls, argv=None, doc=None):
     """The dataclass `cls` filled from the command line (or `argv`); InputError for values no run can use."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=_Help, allow_abbrev=False)
     _add_flags(parser, cls)
+    presets = getattr(cls, "PRESETS", None)
+    if presets:  # a preset moves the defaults; flags given by hand still win
+        parser.set_defaults(**presets[parser.parse_known_args(argv)[0].preset])
     args = cls(**vars(parser.parse_args(argv)))
     if isinstance(args, TrainArgs):
         check(args)
@@ -114,6 +145,16 @@ def check(args: TrainArgs) -> None:
     for flag in ("theta0", "theta"):
         if getattr(args, flag) < 1 or getattr(args, flag) % 2 == 0:
             raise InputError(f"--{flag} {getattr(args, flag)}: must be odd and positive")
+    for flag in ("window", "num_gradual", "warmup", "init_epochs"):
+        if getattr(args, flag, 1) < (flag == "window"):
+            raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: too small")
+    for flag in ("weight_floor", "t_start", "t_end"):
+        if not 0 <= getattr(args, flag, 0) <= 1:
+            raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must lie between 0 and 1")
+    if not (-1 == getattr(args, "forget_rate", 0) or 0 <= getattr(args, "forget_rate", 0) < 1):
+        raise InputError(f"--forget-rate {args.forget_rate}: must lie in [0, 1), or be -1 for the share of the list")
+    if getattr(args, "unit", "image") == "pixel" and getattr(args, "score", "loss") != "loss":
+        raise InputError(f"--unit pixel --score {args.score}: a single pixel has no such score; use --score loss")
     if args.classes > 255:
         raise InputError(f"--classes {args.classes}: masks have 8 bits and 255 means ignore, so 255 classes at most")
 

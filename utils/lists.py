@@ -53,6 +53,24 @@ def join(left: pd.DataFrame, right: pd.DataFrame, what: str) -> pd.DataFrame:
     return table.loc[left["img"]].reset_index()
 
 
+def weight_score(frame: pd.DataFrame, path) -> str:
+    """The score behind the weights of a list: "miou", "bf", ...
+
+    Told by the column that equals `weight` (lists of utils/get_weight.py), else by a published file name ending in
+    `_weight_bfscore.csv`; InputError if neither tells.
+    """
+    for name in ("miou", "bf", "bm", "dice", "iou"):
+        equal = name in frame and np.allclose(pd.to_numeric(frame[name], errors="coerce"), frame["weight"], atol=1e-6)
+        if equal or Path(path).name.endswith(f"_weight_{name}score.csv"):
+            return name
+    raise InputError(f"{path}: cannot tell which score made its weights; say it with --quality miou|bf|bm")
+
+
+def noisy_share(frame: pd.DataFrame) -> float | None:
+    """The share of rows with `iterations` above 0; None for a list that does not say."""
+    return float((frame["iterations"] > 0).mean()) if "iterations" in frame else None
+
+
 def stem_of(img: str) -> str:
     """`data/person/00012.jpg` -> `00012`: the name under which masks of an image are written."""
     return Path(img).stem

@@ -1,0 +1,77 @@
+"""NLKD: teacher and student judge every annotation together, and the image counts accordingly.
+
+Paper    Liang et al., "NLKD: using coarse annotations for semantic segmentation based on knowledge distillation",
+         ICASSP 2021. w = T s + (1 - T) t: the teacher's score t is in the list, the student's own s is taken anew at
+         every step, from hard masks and without a gradient; T is 0 for --warmup epochs, then grows to --t-end.
+Run      python train_with_KDweight.py --train_csv WEIGHTS.csv --valid_csv VALID.csv --test_csv TEST.csv --name bf_kd
+2 GPUs   torchrun --standalone --nproc_per_node=2 train_with_KDweight.py ... (same flags)
+Results  benchmarks/nlkd.md
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from utils.args import WeightArgs, launch
+from utils.checkpoint import Checkpoint
+from utils.dataset import open_lists
+from utils.evaluate import evaluate, named, test_once
+from utils.lists import weight_score
+from utils.losses import hard, per_image_loss
+from utils.methods.weighting import (
+    effective_size,
+    mix_weights,
+    mixing,
+    released_student_quality,
+    student_quality,
+    weighted_loss,
+)
+from utils.optim import build_optimizer
+from utils.run import Averages, Run
+
+
+@dataclass
+class Args(WeightArgs):
+    quality: Annotated[
+        Literal["auto", "miou", "bf", "bm", "iou", "dice"],
+        "the student's score; auto: the one behind the list's weights",
+    ] = "auto"
+    warmup: Annotated[int, "epochs before the student has a say"] = 10
+    t_start: Annotated[float, "the student's share in the first epoch after that"] = 0.05
+    t_end: Annotated[float, "the student's share in the last epoch"] = 0.5
+
+
+def main(args: Args) -> None:
+    run = Run(args)
+    if run.finished():
+        return
+    train, valid, test = run.loaders(open_lists(args, weighted=True))
+    quality = weight_score(train.dataset.frame, args.train_csv) if args.quality == "auto" else args.quality
+    net = run.build()
+    optimizer, schedule = build_optimizer(args, net, len(train))
+    checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule])
+
+    for epoch in checkpoint.epochs(args.epochs):
+        rate, stats = schedule.get_last_lr()[0], Averages(run)
+        share = mixing(epoch, args.epochs, args.warmup, args.t_start, args.t_end)
+        for batch in run.batches(train, epoch, [net]):
+            with run.autocast():
+                logits = net(batch["image"])
+            loss, student = per_image_loss(logits, batch["mask"]), None
+            if share > 0 and args.compat == "nlkd":
+                student = released_student_quality(logits, batch["mask"], args.theta0, args.theta)
+            elif share > 0:
+                student = student_quality(hard(logits), batch["mask"], quality, args.classes, args.theta0, args.theta)
+                stats.add(batch["noisy"], student=student)
+            weight = mix_weights(batch["weight"], student, share, args.weight_floor)
+            run.step(net, optimizer, schedule, weighted_loss(loss, weight, args.normalise, run.mean(weight.mean())))
+            stats.add(batch["noisy"], loss=loss, weight=weight, weight_square=weight**2)
+        scores, means = evaluate(run, net, valid), stats.result()
+        size = effective_size(means["train_weight"], means["train_weight_square"], len(train.dataset))
+        means |= {"effective_size": size, "T": share}
+        run.log(epoch=epoch, seconds=run.seconds(), lr=rate, **means, **named("valid", scores))
+        checkpoint.save(epoch, scores["score"])
+    test_once(run, checkpoint, test)
+
+
+if __name__ == "__main__":
+    launch(main, Args)

@@ -1,0 +1,46 @@
+"""NLKD without distillation: every image counts as much as the teacher trusts its mask.
+
+Paper    Liang et al., "NLKD: using coarse annotations for semantic segmentation based on knowledge distillation",
+         ICASSP 2021, the rows without KD. The weights come from utils/get_weight.py.
+Run      python train_with_Teacher_weight.py --train_csv WEIGHTS.csv --valid_csv VALID.csv --test_csv TEST.csv --name bf
+2 GPUs   torchrun --standalone --nproc_per_node=2 train_with_Teacher_weight.py ... (same flags)
+Results  benchmarks/nlkd.md
+"""
+
+from utils.args import WeightArgs, launch
+from utils.checkpoint import Checkpoint
+from utils.dataset import open_lists
+from utils.evaluate import evaluate, named, test_once
+from utils.losses import per_image_loss
+from utils.methods.weighting import effective_size, mix_weights, weighted_loss
+from utils.optim import build_optimizer
+from utils.run import Averages, Run
+
+
+def main(args: WeightArgs) -> None:
+    run = Run(args)
+    if run.finished():
+        return
+    train, valid, test = run.loaders(open_lists(args, weighted=True))
+    net = run.build()
+    optimizer, schedule = build_optimizer(args, net, len(train))
+    checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule])
+
+    for epoch in checkpoint.epochs(args.epochs):
+        rate, stats = schedule.get_last_lr()[0], Averages(run)
+        for batch in run.batches(train, epoch, [net]):
+            with run.autocast():
+                logits = net(batch["image"])
+            loss = per_image_loss(logits, batch["mask"])
+            weight = mix_weights(batch["weight"], None, 0.0, args.weight_floor)
+            run.step(net, optimizer, schedule, weighted_loss(loss, weight, args.normalise, run.mean(weight.mean())))
+            stats.add(batch["noisy"], loss=loss, weight=weight, weight_square=weight**2)
+        scores, means = evaluate(run, net, valid), stats.result()
+        size = effective_size(means["train_weight"], means["train_weight_square"], len(train.dataset))
+        run.log(epoch=epoch, seconds=run.seconds(), lr=rate, effective_size=size, **means, **named("valid", scores))
+        checkpoint.save(epoch, scores["score"])
+    test_once(run, checkpoint, test)
+
+
+if __name__ == "__main__":
+    launch(main, WeightArgs)

@@ -1,0 +1,41 @@
+"""Baseline: every image counts once. Also trains teachers, on a trusted list or on folds.
+
+Run      python train_without_weight.py --train_csv TRAIN.csv --valid_csv VALID.csv --test_csv TEST.csv --name noweight
+2 GPUs   torchrun --standalone --nproc_per_node=2 train_without_weight.py ... (same flags)
+Results  benchmarks/nlkd.md
+"""
+
+from utils.args import TrainArgs, launch
+from utils.checkpoint import Checkpoint
+from utils.dataset import open_lists
+from utils.evaluate import evaluate, named, test_once
+from utils.losses import per_image_loss
+from utils.optim import build_optimizer
+from utils.run import Averages, Run
+
+
+def main(args: TrainArgs) -> None:
+    run = Run(args)
+    if run.finished():
+        return
+    train, valid, test = run.loaders(open_lists(args))
+    net = run.build()
+    optimizer, schedule = build_optimizer(args, net, len(train))
+    checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule])
+
+    for epoch in checkpoint.epochs(args.epochs):
+        rate, stats = schedule.get_last_lr()[0], Averages(run)
+        for batch in run.batches(train, epoch, [net]):
+            with run.autocast():
+                logits = net(batch["image"])
+            loss = per_image_loss(logits, batch["mask"])
+            run.step(net, optimizer, schedule, loss.mean())
+            stats.add(batch["noisy"], loss=loss)
+        scores = evaluate(run, net, valid)
+        run.log(epoch=epoch, seconds=run.seconds(), lr=rate, **stats.result(), **named("valid", scores))
+        checkpoint.save(epoch, scores["score"])
+    test_once(run, checkpoint, test)
+
+
+if __name__ == "__main__":
+    launch(main, TrainArgs)

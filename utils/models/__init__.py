@@ -1,0 +1,94 @@
+"""Networks by name: the plain U-Net of the paper, and every architecture and encoder of segmentation-models-pytorch."""
+
+import difflib
+import http.client
+import urllib.error
+
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from huggingface_hub.utils import logging as hub_logging
+from torch import Tensor, nn
+
+from utils.errors import InputError
+from utils.models.plain_unet import PlainUNet
+
+ARCHITECTURES = {"PlainUNet": PlainUNet} | {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Segmenter(nn.Module):
+    """A network behind one door: uint8 RGB (N, 3, H, W) of any size in, logits (N, outputs, H, W) of that size out.
+
+    Scales and normalises the image, pads it by reflection to what the network can divide, and crops the logits back.
+    """
+
+    def __init__(self, net: nn.Module, stride: int, mean, std):
+        super().__init__()
+        self.net, self.stride = net, stride
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = (image.float() - self.mean) / self.std
+        h, w = x.shape[2:]
+        high, wide = -h % self.stride, -w % self.stride
+        if high or wide:
+            sides = (wide // 2, wide - wide // 2, high // 2, high - high // 2)
+            how = "reflect" if max(sides[:2]) < w and max(sides[2:]) < h else "replicate"
+            x = F.pad(x, sides, mode=how)
+        return self.net(x)[:, :, high // 2 : high // 2 + h, wide // 2 : wide // 2 + w]
+
+
+def build_model(arch: str, encoder: str = "", encoder_weights: str = "none", classes: int = 1, width: int = 64):
+    """A `Segmenter` with `classes` outputs; InputError for an unknown name or weights that cannot be fetched.
+
+    PlainUNet sees images in [0, 1], as published; the others the normalisation their encoder was trained with.
+    """
+    if arch not in ARCHITECTURES:
+        raise InputError(f"--arch {arch}: unknown architecture; {_suggest(arch, ARCHITECTURES)}")
+    if arch == "PlainUNet":
+        if encoder_weights not in ("none", ""):
+            raise InputError("--encoder-weights: PlainUNet has no pretrained weights; use `--encoder-weights none`")
+        return Segmenter(PlainUNet(classes, width), 16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    net = _from_library(arch, encoder, None if encoder_weights in ("none", "") else encoder_weights, classes)
+    stride = 32 if net.requires_divisible_input_shape else 1
+    return Segmenter(net, stride, *_normalisation(encoder, encoder_weights))
+
+
+def parameters(net: nn.Module) -> int:
+    """How many numbers the network learns."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def _from_library(arch, encoder, weights, classes):
+    if not encoder.startswith("tu-") and encoder not in smp.encoders.encoders:
+        raise InputError(
+            f"--encoder {encoder}: unknown encoder; {_suggest(encoder, smp.encoders.get_encoder_names())}, or tu-NAME "
+            "for an encoder of timm"
+        )
+    hub_logging.set_verbosity_error()  # it would report every retry; the error below says it once
+    try:
+        return ARCHITECTURES[arch](encoder_name=encoder, encoder_weights=weights, in_channels=3, classes=classes)
+    except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"--encoder-weights {weights}: the weights of {encoder} cannot be fetched ({first}); "
+            "without a network use `--encoder-weights none`"
+        ) from None
+    except (KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--arch {arch} --encoder {encoder} --encoder-weights {weights}: {first}") from None
+
+
+def _normalisation(encoder, weights):
+    if weights in ("none", ""):
+        return IMAGENET  # the library would ask the network even for an encoder without weights
+    found = smp.encoders.get_preprocessing_params(encoder, weights)
+    scale = 255.0 if found.get("input_range", [0, 1])[-1] == 255 else 1.0
+    return tuple(m / scale for m in found["mean"]), tuple(s / scale for s in found["std"])
+
+
+def _suggest(name, names):
+    close = difflib.get_close_matches(name, list(names), 3, 0.5)
+    return f"did you mean {', '.join(close)}?" if close else f"known are {', '.join(sorted(names)[:12])}, ..."
