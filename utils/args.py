@@ -151,7 +151,7 @@ def check(args: TrainArgs) -> None:
     for flag in ("weight_floor", "t_start", "t_end"):
         if not 0 <= getattr(args, flag, 0) <= 1:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must lie between 0 and 1")
-    if not (-1 == getattr(args, "forget_rate", 0) or 0 <= getattr(args, "forget_rate", 0) < 1):
+    if not (getattr(args, "forget_rate", 0) == -1 or 0 <= getattr(args, "forget_rate", 0) < 1):
         raise InputError(f"--forget-rate {args.forget_rate}: must lie in [0, 1), or be -1 for the share of the list")
     if getattr(args, "unit", "image") == "pixel" and getattr(args, "score", "loss") != "loss":
         raise InputError(f"--unit pixel --score {args.score}: a single pixel has no such score; use --score loss")

@@ -7,13 +7,15 @@ import cv2
 import numpy as np
 import skimage.data
 
+from utils.images import resize_image
+
 DRAWING = 1  # raised when the same seed no longer gives the same pictures
 SHARE = (0.04, 0.55)  # foreground of a picture
-VIVID = 0.12  # saturation of the scenes, as a share of the photographs'
+VIVID = 0.08  # saturation of the scenes, as a share of the photographs'
 THINGS = 4  # that stand about, at most
-DYED = 0.97  # chance that a garment has a warm, strong colour,
-LURE = 0.08  # and that a thing has
-CAMOUFLAGE = 0.04  # chance that a garment takes texture and colour of the background
+DYED = 0.99  # chance that a garment has a warm, strong colour,
+LURE = 0.03  # and that a thing has
+CAMOUFLAGE = 0.015  # chance that a garment takes texture and colour of the background
 
 # All of these are files of the scikit-image wheel. The two that show people serve as cloth only.
 SCENES = ("brick", "grass", "gravel", "coffee", "chelsea", "rocket", "stereo_motorcycle", "immunohistochemistry")
@@ -30,16 +32,9 @@ class Part(NamedTuple):
     shade: float
 
 
-class Limb(NamedTuple):
-    """Lengths of its three pieces, radii at their four ends, and the degrees that the last piece is bent by."""
-
-    lengths: tuple[float, float, float]
-    radii: tuple[float, float, float, float]
-    turn: float
-
-
-ARM = Limb((1.3, 1.1, 0.25), (0.29, 0.21, 0.14, 0.16), 0)
-LEG = Limb((1.85, 1.7, 0.5), (0.44, 0.28, 0.18, 0.13), 80)
+# Lengths of a limb's three pieces, radii at their four ends, and the degrees that the last piece is bent by.
+ARM = (1.3, 1.1, 0.25), (0.29, 0.21, 0.14, 0.16), 0
+LEG = (1.85, 1.7, 0.5), (0.44, 0.28, 0.18, 0.13), 80
 
 
 def draw(seed: int, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,9 +44,8 @@ def draw(seed: int, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """
     rng = np.random.default_rng([seed, index])
     canvas, scene = _background(rng, size)
-    figures = _figures(rng, size)
     cover = np.zeros((size, size), np.uint8)
-    for parts in figures:
+    for parts in _figures(rng, size):
         wardrobe = _wardrobe(rng, canvas, scene)
         for part in parts:
             _paint(canvas, part.points, wardrobe[part.garment], part.shade, cover)
@@ -62,7 +56,7 @@ def draw(seed: int, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 def photos() -> dict[str, np.ndarray]:
     """The photographs that the textures are cut from, (H, W, 3) uint8 RGB; none is fetched from the network."""
     found = {}
-    for name in dict.fromkeys((*SCENES, *CLOTHS, *GROUNDS)):
+    for name in CLOTHS:
         photo = getattr(skimage.data, name)()
         photo = photo[0] if isinstance(photo, tuple) else photo
         found[name] = np.ascontiguousarray(photo if photo.ndim == 3 else np.repeat(photo[..., None], 3, axis=2))
@@ -76,14 +70,13 @@ def _crop(rng, name: str, size: int, low: float, high: float) -> np.ndarray:
     top, left = (int(rng.integers(length - side + 1)) for length in photo.shape[:2])
     crop = photo[top : top + side, left : left + side]
     crop = crop[:, ::-1] if rng.random() < 0.5 else crop
-    how = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-    return cv2.resize(np.ascontiguousarray(crop), (size, size), interpolation=how).astype(np.float32)
+    return resize_image(np.ascontiguousarray(crop), size).astype(np.float32)
 
 
-def _scene(rng, name: str, size: int, low=0.4, high=1.0) -> np.ndarray:
-    """A crop in colours near the photograph's own, or in any tint where the photograph is grey."""
-    crop = _crop(rng, name, size, low, high)
-    tint = rng.uniform(0.75, 1.1, 3) if name in GROUNDS else rng.uniform(0.85, 1.15, 3)
+def _scene(rng, name: str, size: int) -> np.ndarray:
+    """A crop in the photograph's own colours, paler and with a tint."""
+    crop = _crop(rng, name, size, 0.4, 1.0)
+    tint = rng.uniform(0.85, 1.1, 3)
     mix = np.full((3, 3), (1 - VIVID) / 3) + VIVID * np.eye(3)
     return cv2.transform(crop, (tint * rng.uniform(0.5, 1.0))[:, None] * mix)
 
@@ -101,15 +94,14 @@ def _cloth(rng, name: str, size: int, colour, contrast: float) -> np.ndarray:
 def _colour(rng, dyed: bool) -> np.ndarray:
     """An RGB colour: of dyed cloth, warm and strong, or of stone, wood and paint, mostly dull."""
     hue = rng.normal(0, 22) % 180 if dyed else rng.uniform(0, 180)
-    strength = rng.beta(5, 3) if dyed else rng.beta(1, 4)
-    hsv = np.uint8([[[hue, 255 * strength, rng.uniform(120, 240) if dyed else rng.uniform(50, 200)]]])
+    strength, value = (rng.beta(6, 3), rng.uniform(130, 240)) if dyed else (rng.beta(1, 4), rng.uniform(50, 200))
+    hsv = np.uint8([[[hue, 255 * strength, value]]])
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
 
 
 def _wardrobe(rng, canvas: np.ndarray, scene: str) -> dict[str, np.ndarray]:
     """A texture (size, size, 3) for everything that a figure shows."""
-    size = len(canvas)
-    texture = {}
+    size, texture = len(canvas), {}
     for garment in ("shirt", "trousers", "bag"):
         name, colour = str(rng.choice(CLOTHS)), _colour(rng, dyed=rng.random() < DYED)
         if rng.random() < CAMOUFLAGE:
@@ -124,7 +116,7 @@ def _wardrobe(rng, canvas: np.ndarray, scene: str) -> dict[str, np.ndarray]:
 
 
 def _background(rng, size: int) -> tuple[np.ndarray, str]:
-    """A scene with a ground, things that stand about and light from one side; also the name of its photograph."""
+    """A scene with a ground and things that stand about; also the name of its photograph."""
     scene = str(rng.choice(SCENES))
     canvas = _scene(rng, scene, size)
     if rng.random() < 0.6:
@@ -142,17 +134,11 @@ def _thing(rng, canvas: np.ndarray, scene: str) -> None:
     name = scene if rng.random() < 0.3 else str(rng.choice(CLOTHS))
     texture = _cloth(rng, name, size, _colour(rng, dyed=rng.random() < LURE), rng.uniform(0.4, 1.2))
     at, long = rng.uniform(0, size, 2), size * rng.uniform(0.08, 0.5)
-    thick = size * rng.uniform(0.01, 0.05)
-    turn = rng.normal(0, 25) + (90 if rng.random() < 0.3 else 0)
-    end, shade = at + long * _towards(turn), rng.uniform(0.7, 1.1)
-    kind = rng.choice(("post", "board", "ball"))
-    if kind == "board":
-        across = _towards(turn + 90) * long * rng.uniform(0.2, 0.6)
-        _paint(canvas, np.float32([at, end, end + across, at + across]), texture, shade)
-    elif kind == "ball":
-        _paint(canvas, _hull((at, long * 0.3), (at + thick, long * 0.3)), texture, shade)
-    else:
-        _paint(canvas, _hull((at, thick), (end, thick * rng.uniform(0.6, 1.6))), texture, shade)
+    turn, thick = rng.normal(0, 25) + (90 if rng.random() < 0.3 else 0), size * rng.uniform(0.01, 0.05)
+    end, across = at + long * _towards(turn), rng.uniform(0.2, 0.6) * long * _towards(turn + 90)
+    board = [(corner, 1) for corner in (at, end, at + across, end + across)]
+    shapes = [[(at, thick), (end, 1.3 * thick)], board, [(at, 0.3 * long)]]
+    _paint(canvas, _hull(*shapes[rng.integers(3)]), texture, rng.uniform(0.7, 1.1))
 
 
 def _figures(rng, size: int) -> list[list[Part]]:
@@ -164,7 +150,7 @@ def _figures(rng, size: int) -> list[list[Part]]:
         for parts in figures:
             for part in parts:
                 _fill(cover, part.points)
-        if SHARE[0] + 0.005 < (cover >= 128).mean() < SHARE[1] - 0.005:
+        if SHARE[0] < (cover >= 128).mean() < SHARE[1]:
             return figures
 
 
@@ -185,8 +171,7 @@ def _figure(rng, facing: int) -> list[Part]:
     """A person from back to front, in units of a head's height from the hips, y downwards."""
     width, girth = rng.uniform(0.6, 1.0), rng.uniform(0.95, 1.35)
     up = -_towards(rng.normal(-3, 6))
-    across = width * np.array((-up[1], up[0]))
-    neck = 2.35 * up
+    across, neck = width * np.array((-up[1], up[0])), 2.35 * up
     legs, arms = _pose(rng, frontal=width > 0.8)
     sleeve = ("shirt", "shirt" if rng.random() < 0.6 else "skin", "skin")
     lower = ("trousers", "trousers" if rng.random() < 0.75 else "skin", "shoes")
@@ -222,12 +207,12 @@ def _pose(rng, frontal: bool) -> tuple[dict, dict]:
     return legs, arms
 
 
-def _limb(start, kind: Limb, angles, girth, garments, shade) -> list[Part]:
+def _limb(start, kind, angles, girth, garments, shade) -> list[Part]:
     """The pieces of an arm or a leg, from its end to its root."""
-    points = [start]
-    for length, angle in zip(kind.lengths, (*angles, angles[1] + kind.turn), strict=True):
+    (lengths, radii, turn), points = kind, [start]
+    for length, angle in zip(lengths, (*angles, angles[1] + turn), strict=True):
         points.append(points[-1] + length * _towards(angle))
-    discs = [(point, radius * girth) for point, radius in zip(points, kind.radii, strict=True)]
+    discs = [(point, radius * girth) for point, radius in zip(points, radii, strict=True)]
     pieces = zip(discs[:-1], discs[1:], garments, strict=True)
     return [Part(_hull(one, other), garment, shade) for one, other, garment in pieces][::-1]
 
@@ -250,14 +235,12 @@ def _head(rng, neck, up) -> list[Part]:
     hair = [(crown + 0.14 * up - 0.05 * front, 0.36), (crown - 0.2 * front, 0.34)]
     if rng.random() < 0.4:
         hair.append((neck + rng.uniform(0.0, 0.5) * up - 0.28 * front, 0.2))
-    eyes = [crown + gap * front - 0.02 * up for gap in (0.0, 0.24)]
-    mouth = [(chin + gap * front - 0.06 * up, 0.025) for gap in (0.04, 0.18)]
+    marks = [crown - 0.02 * up, crown - 0.02 * up + 0.24 * front, chin + 0.1 * front]  # eyes and mouth
     return [
         Part(_hull(*hair), "hair", 1.0),
         Part(_hull((crown, 0.37), (chin, 0.27)), "skin", 1.0),
         Part(_hull((crown + 0.26 * up, 0.27), (crown + 0.2 * up - 0.16 * front, 0.3)), "hair", 1.0),
-        *(Part(_hull((eye, 0.04)), "face", 1.0) for eye in eyes),
-        Part(_hull(*mouth), "face", 1.8),
+        *(Part(_hull((mark, 0.045)), "face", 1.0) for mark in marks),
     ]
 
 
@@ -277,15 +260,16 @@ def _towards(degrees: float) -> np.ndarray:
 
 def _hull(*discs) -> np.ndarray:
     """Corner points (N, 2) of the convex hull of discs, each ((x, y), radius)."""
-    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    ring = np.stack((np.cos(angle), np.sin(angle)), 1)
+    ring = np.stack([_towards(angle) for angle in range(0, 360, 15)])
     points = np.concatenate([np.asarray(centre) + radius * ring for centre, radius in discs])
     return cv2.convexHull(points.astype(np.float32))[:, 0]
 
 
 def _fill(cover: np.ndarray, points: np.ndarray) -> None:
-    """Fill a polygon with 255 in an (H, W) uint8 picture; its edges are smooth."""
-    cv2.fillPoly(cover, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    """Add a polygon to (H, W) uint8 coverage, 255 inside and smooth at its edges."""
+    piece = np.zeros_like(cover)
+    cv2.fillPoly(piece, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    np.maximum(cover, piece, out=cover)
 
 
 def _paint(canvas, points, texture, shade, cover=None) -> None:
@@ -301,8 +285,8 @@ def _paint(canvas, points, texture, shade, cover=None) -> None:
     if cover is not None:
         np.maximum(cover[box], alpha, out=cover[box])
     alpha = alpha.astype(np.float32)[..., None] / 255
-    round_off = cv2.blur(alpha, (size // 40 * 2 + 1,) * 2)[..., None]
-    canvas[box] += alpha * (texture[box] * (shade * (0.65 + 0.35 * round_off)) - canvas[box])
+    inside = cv2.blur(alpha, (size // 40 * 2 + 1,) * 2)[..., None]
+    canvas[box] += alpha * (texture[box] * (shade * (0.65 + 0.35 * inside)) - canvas[box])
 
 
 def _photograph(rng, canvas: np.ndarray) -> np.ndarray:

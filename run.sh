@@ -1,0 +1,246 @@
+#!/usr/bin/env bash
+# The whole comparison in one command: data, noisy lists, teacher, weights, ten runs and a clean upper bound, one table.
+#
+#   ./run.sh                       the built-in demo set, minutes on two CPU cores
+#   DATA=my_folder ./run.sh        your own folder (images/ and masks/ in it) or list (CSV: img,filename)
+#   ./run.sh paper                 the published setting, on data/Supervisely/{train,train_mask}
+#
+# Everything finished is skipped, everything interrupted goes on. Settings, by environment:
+#   DATA, TEST (clean test list)   NOISE="10 20 ... 60" (0: masks as they are)   OP=both|erode|dilate   LEVELS="6 10"
+#   SEEDS="0 1 2"  EPOCHS  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  PRECISION  AUGMENT
+#   TEACHER=trusted|folds  TRUSTED=20 or a list of clean masks  TEACHER_EPOCHS  VALID=trusted|noisy  SELECT=best|last
+#   ONLY="no_weight kd_bf"  NPROC (torchrun processes a run)  JOBS (runs at a time)  SWEEP (its name)  DRY_RUN=1
+set -euo pipefail
+cd "$(dirname "$0")"
+. ./setup.sh
+
+MODE=${1:-sweep}
+[ "$MODE" = paper ] || [ "$MODE" = sweep ] || { echo "error: ./run.sh $MODE: say nothing, or 'paper'" >&2; exit 2; }
+NPROC=${NPROC:-1} DRY_RUN=${DRY_RUN:-} ONLY=${ONLY:-} SEEDS=${SEEDS:-0}
+OP=${OP:-both} LEVELS=${LEVELS:-6 10} NOISE=${NOISE:-60} TEACHER=${TEACHER:-trusted} TRUSTED=${TRUSTED:-20}
+ARCH=${ARCH:-Unet} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none} OPTIMIZER=${OPTIMIZER:-adamw}
+LR=${LR:-1e-3} BATCH=${BATCH:-8} AUGMENT=${AUGMENT:-flip} SELECT=${SELECT:-best} TEST=${TEST:-}
+if [ -n "${DATA:-}" ]; then SIZE=${SIZE:-321} EPOCHS=${EPOCHS:-40} FOLDS=${FOLDS:-3}
+else SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-8} FOLDS=${FOLDS:-2}; fi
+TEACHER_EPOCHS=${TEACHER_EPOCHS:-$((EPOCHS > 60 ? EPOCHS : 60))}
+VALID=${VALID:-$TEACHER}
+case $OP in both|erode|dilate) ;; *) echo "error: OP=$OP: both, erode or dilate" >&2; exit 2 ;; esac
+case $TEACHER in trusted|folds) ;; *) echo "error: TEACHER=$TEACHER: trusted or folds" >&2; exit 2 ;; esac
+
+if [ -z "$DRY_RUN" ]; then
+  set_up requirements.txt
+  CORES=$(nproc)
+  if "$PY" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    GPU=1 JOBS=${JOBS:-1} PRECISION=${PRECISION:-bf16}
+  else
+    # two small runs side by side use two cores better than one after the other
+    GPU="" JOBS=${JOBS:-$((CORES < 4 ? CORES : 4))}
+    if [ -z "${PRECISION:-}" ]; then grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo && PRECISION=bf16 || PRECISION=fp32; fi
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((CORES > JOBS * NPROC ? CORES / (JOBS * NPROC) : 1))}
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # a busy wait stalls everything as soon as the cores are shared
+  fi
+  case "$NPROC" in 1) LAUNCH=("$PY") ;; *) LAUNCH=("$PY" -m torch.distributed.run --standalone "--nproc_per_node=$NPROC") ;; esac
+else
+  PY=python LAUNCH=(python) JOBS=1 PRECISION=${PRECISION:-bf16}
+fi
+
+STARTED=$SECONDS
+trap 'trap - INT TERM; echo "interrupted; the same command goes on from here" >&2; kill 0' INT TERM
+FAILED=()
+LOGS=runs
+
+wanted() { [ -z "$ONLY" ] || [[ " $ONLY " == *" $1 "* ]]; }
+stage() { # a tool: what it prints is shown; its failure ends the sweep, since all that follows needs it
+  if [ -n "$DRY_RUN" ]; then echo "$PY $*"; return; fi
+  "$PY" "$@"
+}
+run() { # log name, script, flags...: a training run, in the background up to JOBS at a time
+  local name=$1; shift
+  if [ -n "$DRY_RUN" ]; then echo "python $*"; return; fi
+  while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n || true; done
+  mkdir -p "$LOGS/logs"
+  local log=$LOGS/logs/${name//\//_}.log
+  rm -f "$log.failed"
+  (
+    trap - INT TERM
+    if "${LAUNCH[@]}" "$@" >"$log" 2>&1; then echo "[$((SECONDS - STARTED)) s] $name: $(tail -n 1 "$log" | cut -c1-150)"
+    else echo "$?" >"$log.failed"; echo "[$((SECONDS - STARTED)) s] $name FAILED: $(tail -n 1 "$log") ($log)"; fi
+  ) &
+}
+finish() { # wait for all runs, then say which failed
+  while [ -n "$(jobs -rp)" ]; do wait -n || true; done
+  local f
+  for f in "$LOGS"/logs/*.failed; do [ -e "$f" ] && FAILED+=("${f%.failed}"); done
+  return 0
+}
+
+split_data() { # sets SET (name), LISTS (folder of its lists) and ROOT (where relative paths start)
+  ROOT=.
+  local images masks
+  if [ -z "${DATA:-}" ]; then
+    SET=demo
+    stage utils/prepare_data.py demo --out data/demo
+    DATA=data/demo
+  else
+    SET=$(basename "${DATA%/}" .csv)
+  fi
+  LISTS=data/csv/$SET
+  local share=(--test 0.2)
+  if [ -n "$TEST" ]; then share=(--test 0); fi
+  if [ -f "$DATA" ]; then
+    stage utils/prepare_data.py list "$DATA" --out "$LISTS" "${share[@]}"
+  else
+    images=$(first_folder images image img JPEGImages train) masks=$(first_folder masks mask labels label train_mask)
+    stage utils/prepare_data.py folder --images "$images" --masks "$masks" --out "$LISTS" "${share[@]}"
+  fi
+  TEST=${TEST:-$LISTS/test.csv}
+}
+
+first_folder() { # the first of these names that is a folder in DATA
+  local name
+  for name in "$@"; do [ -d "$DATA/$name" ] && { echo "$DATA/$name"; return; }; done
+  if [ -n "$DRY_RUN" ]; then echo "$DATA/$1"; return; fi
+  echo "error: DATA=$DATA: no such list, or no folder in it named ${*// /, }" >&2
+  exit 2
+}
+
+train_flags() { # list of flags that all runs of the sweep share
+  FLAGS=(--run_dir "$LOGS" --batch-size "$BATCH" --learning-rate "$LR" --size "$SIZE" --arch "$ARCH" --encoder "$ENCODER"
+    --encoder-weights "$ENCODER_WEIGHTS" --optimizer "$OPTIMIZER" --weight-decay 1e-2 --scheduler cosine
+    --precision "$PRECISION")
+}
+
+weights() { # ratio, training list: the teacher's masks and the three weight lists of this ratio
+  local ratio=$1 list=$2 masks=$LOGS/masks/$TEACHER checkpoints=() k
+  if [ "$TEACHER" = trusted ]; then
+    run teacher train_without_weight.py --name teacher --train_csv "$TRUSTED_LIST" --valid_csv "$TRUSTED_LIST" \
+      --test_csv "$TEST" --epochs "$TEACHER_EPOCHS" --augment strong --select last "${FLAGS[@]}"
+    finish
+    stop_if_failed
+    stage utils/predict_mask.py --list "$LISTS/train.csv" --checkpoint "$LOGS/teacher/last.pt" --out "$masks" --trusted \
+      --precision "$PRECISION"
+  else
+    masks+=_$ratio
+    stage utils/prepare_data.py folds "$list" --k "$FOLDS" --out "$LOGS/folds$ratio"
+    for ((k = 0; k < FOLDS; k++)); do
+      run "noise$ratio/fold$k" train_without_weight.py --name "folds$ratio/teacher$k" --train_csv "$LOGS/folds$ratio/fold${k}_train.csv" \
+        --valid_csv "$LOGS/folds$ratio/fold${k}_held_out.csv" --epochs "$EPOCHS" --augment strong --select last "${FLAGS[@]}"
+      checkpoints+=("$LOGS/folds$ratio/teacher$k/last.pt")
+    done
+    finish
+    stop_if_failed
+    stage utils/predict_mask.py --list "$list" --checkpoint "${checkpoints[@]}" --folds "$FOLDS" --out "$masks" \
+      --precision "$PRECISION"
+  fi
+  stage utils/get_weight.py --list "$list" --teacher "$masks" --name "$TEACHER" --out "$LOGS/weights"
+}
+
+stop_if_failed() { # without a teacher there is nothing to compare
+  if [ ${#FAILED[@]} -gt 0 ]; then
+    echo "the teacher failed; its log: ${FAILED[*]}" >&2
+    exit 1
+  fi
+}
+
+sweep() {
+  split_data
+  local default=$SET-$OP-$TEACHER-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep
+  SWEEP=${SWEEP:-$default} LOGS=runs/${SWEEP:-$default}
+  rm -f "$LOGS"/logs/*.failed
+  train_flags
+  local own=" $NOISE "
+  TRUSTED_LIST=$LISTS/$OP/trusted.csv
+  if [ -f "$TRUSTED" ]; then TRUSTED_LIST=$TRUSTED TRUSTED=0; fi
+  if [[ $own == *" 0 "* ]] && [ "$TEACHER" = trusted ] && [ "$TRUSTED" != 0 ]; then
+    echo "error: NOISE=0 takes your masks as they are: name a list of clean ones with TRUSTED=list.csv, or TEACHER=folds" >&2
+    exit 2
+  fi
+  local noisy=${NOISE//[^0-9 ]/}
+  [ "$noisy" = 0 ] || stage utils/generate_noisy_label.py --train_csv "$LISTS/train.csv" --valid_csv "$LISTS/valid.csv" \
+    --ratios $(printf '%s\n' $NOISE | grep -vx 0) --levels $LEVELS --op "$OP" --trusted "$TRUSTED" \
+    --out-csv "$LISTS/$OP" --out-masks "data/$SET/$OP"
+  local ratio
+  for ratio in $NOISE; do one_ratio "$ratio"; done
+  finish
+  [ -n "$DRY_RUN" ] || stage utils/report.py "$LOGS"
+  [ -n "$DRY_RUN" ] || echo "done in $((SECONDS - STARTED)) s; the table is in $LOGS/table.md and table.csv"
+}
+
+one_ratio() { # every row of one noise ratio, all seeds
+  local ratio=$1 list=$LISTS/$OP/train_noisy_$1.csv valid=$LISTS/$OP/valid_noisy_$1.csv seed score
+  if [ "$ratio" = 0 ]; then list=$LISTS/train.csv valid=$LISTS/valid.csv; fi
+  if [ "$VALID" = trusted ]; then valid=$TRUSTED_LIST; fi
+  if [ -z "$ONLY" ] || [[ $ONLY == *teacher_* || $ONLY == *kd_* ]]; then weights "$ratio" "$list"; fi
+  local stem
+  stem=$LOGS/weights/$(basename "$list" .csv)_${TEACHER}_weight
+  for seed in $SEEDS; do
+    local common=(--valid_csv "$valid" --test_csv "$TEST" --epochs "$EPOCHS" --augment "$AUGMENT" --select "$SELECT"
+      --seed "$seed" "${FLAGS[@]}")
+    row() { # row name, script, list, flags...
+      local name=$1 script=$2 train=$3 folder=noise$ratio
+      shift 3
+      if [ "$name" = clean ]; then folder=noise0; fi
+      wanted "$name" || return 0
+      run "$folder/${name}_s$seed" "$script" --name "$folder/${name}_s$seed" --train_csv "$train" "${common[@]}" "$@"
+    }
+    if [ "$ratio" != 0 ]; then row clean train_without_weight.py "$LISTS/train.csv"; fi
+    row no_weight train_without_weight.py "$list"
+    for score in miou bf bm; do row teacher_$score train_with_Teacher_weight.py "${stem}_${score}score.csv"; done
+    for score in miou bf bm; do
+      row kd_$score train_with_KDweight.py "${stem}_${score}score.csv" --quality $score --warmup $((EPOCHS / 10))
+    done
+    row decoupling train_decoupling.py "$list"
+    row co_teaching train_co_teaching.py "$list" --num-gradual $((EPOCHS / 10 + 1))
+    row co_teaching+ train_co_teaching+.py "$list" --num-gradual $((EPOCHS / 10 + 1))
+  done
+}
+
+paper() { # the published setting; the ten command lines are those of the original README
+  SET=Supervisely LOGS=runs SWEEP=paper
+  local csv=data/csv name
+  if [ -z "$DRY_RUN" ] && [ ! -f $csv/test.csv ]; then
+    if [ ! -d data/Supervisely/train ] || [ ! -d data/Supervisely/train_mask ]; then
+      echo "error: data/Supervisely/train and train_mask are not there: put the 5711 images and masks (321x321, <id>.png) into them" >&2
+      exit 2
+    fi
+    stage utils/prepare_data.py folder --images data/Supervisely/train --masks data/Supervisely/train_mask --test 711 --out $csv
+    stage utils/generate_noisy_label.py --train_csv $csv/train.csv --valid_csv $csv/valid.csv --test_csv $csv/test.csv \
+      --preset nlkd --ratios 60 --trusted "$TRUSTED" --out-csv $csv --out-masks data/Supervisely
+  fi
+  if [ -z "$DRY_RUN" ] && [ ! -f $csv/train_noisy_60_PointRend_weight_bfscore.csv ]; then
+    echo "the published PointRend weights are not in $csv: a DeepLabV3Plus trained on $TRUSTED clean images scores in their place"
+    run teacher train_without_weight.py --name paper_teacher --train_csv $csv/trusted.csv --valid_csv $csv/trusted.csv \
+      --epochs 400 --batch-size 4 --learning-rate 1e-3 --optimizer adamw --scheduler cosine --arch DeepLabV3Plus --encoder resnet50 \
+      --augment strong --select last
+    finish
+    stop_if_failed
+    stage utils/predict_mask.py --list $csv/train_noisy_60.csv --checkpoint runs/paper_teacher/last.pt --out runs/paper_masks --trusted
+    stage utils/get_weight.py --list $csv/train_noisy_60.csv --teacher runs/paper_masks --name PointRend --out $csv
+  fi
+  published() { # name, script, training list
+    local full=(--valid_csv $csv/valid_noisy_60.csv --test_csv $csv/test.csv)
+    if [ -n "$ONLY" ] && ! wanted "$1"; then return 0; fi
+    run "$1" "$2" --train_csv "$csv/$3" "${full[@]}" --name "$1" --epochs 100 --batch-size 4 --learning-rate 0.1
+  }
+  local weight=train_noisy_60_PointRend_weight
+  published train_noisy_60_noweight train_without_weight.py train_noisy_60.csv
+  for name in miou bf bm; do
+    published train_noisy_60_${name}weight_noKD train_with_Teacher_weight.py ${weight}_${name}score.csv
+  done
+  for name in miou bf bm; do
+    published train_noisy_60_${name}weight_KD train_with_KDweight.py ${weight}_${name}score.csv
+  done
+  published train_decoupling train_decoupling.py train_noisy_60.csv
+  published train_co_teaching train_co_teaching.py train_noisy_60.csv
+  published train_co_teaching+ train_co_teaching+.py train_noisy_60.csv
+  finish
+  [ -n "$DRY_RUN" ] || stage utils/report.py runs/train_noisy_60_* runs/train_decoupling runs/train_co_teaching* --out runs/paper
+}
+
+"$MODE"
+
+if [ ${#FAILED[@]} -gt 0 ]; then
+  echo "${#FAILED[@]} of the runs failed; their logs:" >&2
+  printf '  %s\n' "${FAILED[@]}" >&2
+  exit 1
+fi

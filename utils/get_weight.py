@@ -1,0 +1,185 @@
+"""Scores every annotation of a list against teacher masks and writes weight lists.
+
+Paper   NLKD, ICASSP 2021: the weight of a sample is the agreement of its annotation with the teacher's mask, as mIoU,
+        boundary F1 (bf), or their mean (bm).
+Run     python utils/get_weight.py --list data/csv/train_noisy_60.csv --teacher masks/PointRend --out data/csv
+Writes  OUT/<list>_<teacher>_weight_<score>score.csv with img, filename, weight and all scores.
+"""
+
+import json
+import os
+import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from utils.args import launch
+from utils.errors import InputError, report_bad_rows
+from utils.images import read_mask, resize_mask
+from utils.lists import join, read_list, stem_of, unique_stems, write_list
+from utils.metrics import QUALITIES, pair_scores
+
+
+@dataclass
+class Args:
+    list: Annotated[str, "annotated list (img, filename; iterations where the noise is known)"]
+    teacher: Annotated[list[str], "folders of <stem>.png masks, or lists img,filename; several are averaged"]
+    out: Annotated[str, "folder of the weight lists"]
+    name: Annotated[str, "teacher name in the file names; empty: from the first folder"] = ""
+    score: Annotated[list[str], "which weights to write: miou bf bm dice iou"] = field(
+        default_factory=lambda: ["miou", "bf", "bm"]
+    )
+    share: Annotated[list[float], "share of every teacher in the weight; empty: equal"] = field(default_factory=list)
+    bm_share: Annotated[float, "share of bf in bm; 0.5 is published"] = 0.5
+    classes: Annotated[int, "1: binary masks; more: class indices, 255 is ignored"] = 1
+    theta0: Annotated[int, "boundary score: width of the boundary operator, odd"] = 3
+    theta: Annotated[int, "boundary score: odd; (theta - 1) / 2 pixels of tolerance"] = 5
+    size: Annotated[int, "compare the masks at size x size; 0: as they are"] = 0
+    data_root: Annotated[str, "folder that relative paths in the lists start from"] = "."
+    workers: Annotated[int, "threads; 0: one a core"] = 0
+
+
+def main(args: Args) -> dict:
+    """Write a weight list for every score; returns {score: quality report or {}} and prints it where noise is known."""
+    shares = _check(args)
+    frame = read_list(args.list)
+    teachers = [_teacher_masks(t, frame, args) for t in args.teacher]
+    for teacher in args.teacher:
+        _warn_if_biased(teacher)
+    values = np.zeros((len(frame), len(QUALITIES)), np.float64)
+    bad = []
+    for i, found in _score_all(frame, teachers, args):
+        if isinstance(found, InputError):
+            bad.append((int(frame["line"].iloc[i]), str(found)))
+        else:
+            values[i] = shares @ found
+    report_bad_rows(args.list, bad, "Correct or remove these rows; every image needs a mask of every teacher.")
+    for k, name in enumerate(QUALITIES):
+        frame[name] = values[:, k].round(8)
+    frame["bm"] = (args.bm_share * frame["bf"] + (1 - args.bm_share) * frame["miou"]).round(8)
+    return {score: _write(frame, score, args) for score in args.score}
+
+
+def weight_report(weight: np.ndarray, noisy: np.ndarray) -> dict[str, float]:
+    """How well weights (n,) find the clean masks, given which are noisy (n,) bool.
+
+    `auroc` and `ap` of clean (and `ap_noisy` of noisy) as the class to find, `noisy_share` of the total weight,
+    `effective_size` = (sum w)^2 / sum w^2; empty where all masks are of one kind.
+    """
+    if noisy.all() or not noisy.any():
+        return {}
+    from sklearn.metrics import average_precision_score, roc_auc_score  # a second to import, only needed here
+
+    total = weight.sum()
+    return {
+        "auroc": float(roc_auc_score(~noisy, weight)),
+        "ap": float(average_precision_score(~noisy, weight)),
+        "ap_noisy": float(average_precision_score(noisy, -weight)),
+        "noisy_share": float(weight[noisy].sum() / total) if total > 0 else float("nan"),
+        "effective_size": float(total**2 / (weight**2).sum()) if total > 0 else 0.0,
+    }
+
+
+def score_row(mask_path, teacher_paths, classes: int, theta0: int, theta: int, size: int) -> np.ndarray:
+    """(teachers, scores) in the order of QUALITIES for one annotation; InputError for files that do not fit."""
+    mask = read_mask(mask_path, classes)
+    rows = []
+    for path in teacher_paths:
+        pred = read_mask(path, classes)
+        if pred.shape != mask.shape:
+            sizes = f"{mask.shape[1]}x{mask.shape[0]} and {pred.shape[1]}x{pred.shape[0]}"
+            raise InputError(f"{mask_path} and {path} have different sizes: {sizes}")
+        pair = [resize_mask(m, size) for m in (pred, mask)] if size else (pred, mask)
+        scores = pair_scores(*pair, classes, theta0, theta)
+        rows.append([scores[name] for name in QUALITIES])
+    return np.array(rows, np.float64)
+
+
+def _score_all(frame, teachers, args):
+    cv2.setNumThreads(0)  # the threads are ours
+    root, masks = Path(args.data_root), frame["filename"].tolist()
+
+    def one(i):
+        try:
+            paths = [teacher[i] for teacher in teachers]
+            return score_row(root / masks[i], paths, args.classes, args.theta0, args.theta, args.size)
+        except InputError as error:
+            return error
+
+    workers = args.workers or len(os.sched_getaffinity(0))
+    bar = tqdm(total=len(frame), desc=f"scoring {args.list}", leave=False, disable=None)
+    with ThreadPoolExecutor(workers) as pool, bar:
+        waiting = deque()  # a bounded queue: memory does not grow with the list
+        for i in range(len(frame) + 64 * workers):
+            if i < len(frame):
+                waiting.append((i, pool.submit(one, i)))
+            if waiting and (i >= len(frame) or len(waiting) > 32 * workers):
+                k, future = waiting.popleft()
+                bar.update()
+                yield k, future.result()
+        while waiting:
+            k, future = waiting.popleft()
+            bar.update()
+            yield k, future.result()
+
+
+def _check(args) -> np.ndarray:
+    unknown = [s for s in args.score if s not in QUALITIES]
+    if unknown:
+        raise InputError(f"--score {unknown[0]}: known scores are {', '.join(QUALITIES)}")
+    if args.share and (len(args.share) != len(args.teacher) or min(args.share) < 0 or sum(args.share) <= 0):
+        raise InputError(f"--share: needs one share of 0 or more for each of the {len(args.teacher)} teachers")
+    if not 0 <= args.bm_share <= 1:
+        raise InputError(f"--bm-share {args.bm_share}: must lie between 0 and 1")
+    for flag in ("theta0", "theta"):
+        if getattr(args, flag) < 1 or getattr(args, flag) % 2 == 0:
+            raise InputError(f"--{flag} {getattr(args, flag)}: must be odd and positive")
+    shares = np.array(args.share or [1.0] * len(args.teacher))
+    return shares / shares.sum()
+
+
+def _teacher_masks(teacher: str, frame, args) -> list[Path]:
+    if teacher.endswith(".csv"):
+        root = Path(args.data_root)
+        return [root / name for name in join(frame[["img"]], read_list(teacher), teacher)["filename"]]
+    if not Path(teacher).is_dir():
+        raise InputError(f"--teacher {teacher}: no such folder; write the masks with utils/predict_mask.py")
+    unique_stems(frame, args.list)
+    return [Path(teacher) / f"{stem_of(img)}.png" for img in frame["img"]]
+
+
+def _warn_if_biased(teacher: str) -> None:
+    about = Path(teacher.removesuffix(".csv")) / "teacher.json"
+    if not about.exists() or not json.loads(about.read_text()).get("trusted"):
+        print(
+            f"warning: nothing says that {teacher} was trained on a trusted list. A teacher trained on masks with a "
+            "one-sided error learns that error and can rank the masks upside down (README, The teacher).",
+            file=sys.stderr,
+        )
+
+
+def _write(frame, score: str, args) -> dict:
+    name = args.name or Path(args.teacher[0].removesuffix(".csv")).name
+    path = Path(args.out) / f"{Path(args.list).stem}_{name}_weight_{score}score.csv"
+    frame = frame.assign(weight=frame[score].clip(0, 1))
+    first = ["img", "filename", "weight"]
+    write_list(frame[first + [c for c in frame if c not in (*first, "line")]], path)
+    report = (
+        weight_report(frame["weight"].to_numpy(), frame["iterations"].to_numpy() > 0) if "iterations" in frame else {}
+    )
+    shown = "  ".join(f"{k} {v:.4f}" if v < 2 else f"{k} {v:.0f}" for k, v in report.items())
+    print(f"{path}: mean weight {frame['weight'].mean():.4f}{'  ' + shown if shown else ''}")
+    return report
+
+
+if __name__ == "__main__":
+    launch(main, Args)

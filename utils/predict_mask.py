@@ -1,0 +1,168 @@
+"""Writes a teacher's masks for a list: from one checkpoint, an average of several, or leak-free from folds.
+
+Run   python utils/predict_mask.py --list TRAIN.csv --checkpoint runs/teacher/last.pt --out masks/teacher --trusted
+      python utils/predict_mask.py --list TRAIN.csv --folds 3 --checkpoint runs/fold0/last.pt runs/fold1/last.pt ...
+"""
+
+import hashlib
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from utils.args import launch
+from utils.checkpoint import image_keys, load_network
+from utils.errors import InputError, report_bad_rows
+from utils.images import read_image, resize_image, write_mask
+from utils.lists import read_list, unique_stems, write_list
+
+
+@dataclass
+class Args:
+    list: Annotated[str, "images to predict (CSV with a column img)"]
+    checkpoint: Annotated[list[str], "one or more checkpoints; the probabilities of several are averaged"]
+    out: Annotated[str, "folder of the masks; a list OUT.csv and OUT/teacher.json are written with them"]
+    folds: Annotated[int, "K: of the K checkpoints each image is predicted by those that never saw it"] = 0
+    trusted: Annotated[bool, "say that the teacher was trained on masks you trust; get_weight.py warns otherwise"] = (
+        False
+    )
+    data_root: Annotated[str, "folder that relative paths in the list start from"] = "."
+    size: Annotated[int, "network input; -1: the size the checkpoint was trained with; 0: as the images are"] = -1
+    batch_size: Annotated[int, "images a step"] = 16
+    workers: Annotated[int, "loader processes"] = 0
+    precision: Annotated[Literal["fp32", "bf16"], "bf16 is faster wherever the hardware has it"] = "fp32"
+    cpu: Annotated[bool, "ignore any GPU"] = False
+
+
+class Images(Dataset):
+    """Photographs of a list, resized for the network, with their own height and width."""
+
+    def __init__(self, frame, root, size):
+        self.paths, self.size = [Path(root) / img for img in frame["img"]], size
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        try:
+            image = read_image(self.paths[i])
+        except InputError as error:
+            return i, None, str(error)
+        shown = resize_image(image, self.size) if self.size else image
+        return i, torch.from_numpy(shown), image.shape[:2]
+
+
+def main(args: Args) -> None:
+    """Predict, or do nothing where the same masks are there already."""
+    frame = read_list(args.list, ("img",))
+    stems, out = unique_stems(frame, args.list), Path(args.out)
+    paths = [out / f"{stem}.png" for stem in stems]
+    record = {"checkpoints": [f"{p} {_digest(p)}" for p in args.checkpoint]}
+    record |= {k: v for k, v in asdict(args).items() if k in ("folds", "trusted", "size", "precision")}
+    record["images"] = hashlib.sha256("\n".join(frame["img"]).encode()).hexdigest()[:16]
+    about = out / "teacher.json"
+    if about.exists() and json.loads(about.read_text()) == record and all(p.exists() for p in paths):
+        print(f"{out}: {len(paths)} masks are there already")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    about.unlink(missing_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
+    nets, states = zip(*(load_network(p) for p in args.checkpoint), strict=True)
+    nets = [net.to(device, memory_format=torch.channels_last).eval() for net in nets]
+    use = who_predicts(frame, states, args)
+    classes = {state["model"]["classes"] for state in states}
+    if len(classes) > 1:
+        raise InputError(f"--checkpoint: the teachers have different classes: {sorted(classes)}")
+    _predict(frame, paths, nets, use, states[0]["model"], device, args)
+    root = Path(args.data_root).resolve()
+    names = [str(p.resolve().relative_to(root) if p.resolve().is_relative_to(root) else p.resolve()) for p in paths]
+    write_list(pd.DataFrame({"img": frame["img"], "filename": names}), f"{out}.csv")
+    about.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{out}: {len(paths)} masks from {len(nets)} checkpoint{'s' * (len(nets) > 1)}; their list is {out}.csv")
+
+
+def who_predicts(frame, states, args) -> np.ndarray:
+    """(images, checkpoints) bool: which teacher predicts which image.
+
+    With --folds only those not trained on the image; InputError for an image all of them have seen. Else all, with a
+    warning on stderr if some were trained on images of the list.
+    """
+    unseen = np.stack([~_trained_on(frame["img"], state) for state in states], axis=1)
+    if args.folds:
+        if args.folds != len(states):
+            raise InputError(f"--folds {args.folds}: needs as many checkpoints, not {len(states)}")
+        seen = [
+            (row.line, f"every teacher was trained on {row.img}") for row in frame[~unseen.any(axis=1)].itertuples()
+        ]
+        report_bad_rows(args.list, seen, "Cut folds with utils/prepare_data.py folds and train one teacher on each.")
+        return unseen
+    leaks = int((~unseen).any(axis=1).sum())
+    if leaks:
+        print(
+            f"warning: {leaks} of {len(frame)} images trained the teacher itself, which will agree with their masks; "
+            "use --folds for masks without this leak",
+            file=sys.stderr,
+        )
+    return np.ones_like(unseen)
+
+
+@torch.inference_mode()
+def _predict(frame, paths, nets, use, model, device, args):
+    size = model["size"] if args.size < 0 else args.size
+    images = Images(frame, args.data_root, size)
+    loader = DataLoader(images, args.batch_size if size else 1, num_workers=args.workers, collate_fn=list)
+    bad = []
+    for batch in tqdm(loader, f"predicting {args.list}", leave=False, disable=None):
+        bad += [(int(frame["line"].iloc[i]), shape) for i, image, shape in batch if image is None]
+        batch = [sample for sample in batch if sample[1] is not None]
+        if bad or not batch:
+            continue
+        image = torch.stack([sample[1] for sample in batch]).to(device).permute(0, 3, 1, 2)
+        share = torch.from_numpy(use[[sample[0] for sample in batch]]).to(device).float()
+        share = share / share.sum(1, keepdim=True)
+        probability = 0
+        for k, net in enumerate(nets):
+            if share[:, k].any():
+                with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+                    logits = net(image).float()
+                one = logits.sigmoid() if model["classes"] == 1 else logits.softmax(1)
+                probability = probability + one * share[:, k, None, None, None]
+        for (i, _, shape), p in zip(batch, probability.cpu().numpy(), strict=True):
+            write_mask(paths[i], to_mask(p, shape), model["classes"])
+    report_bad_rows(args.list, bad, "Correct or remove these rows.")
+
+
+def to_mask(probability: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(C, h, w) probabilities -> (H, W) uint8 class indices of `shape`: enlarged first, decided afterwards."""
+    if probability.shape[1:] != tuple(shape):
+        planes = [cv2.resize(p, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR) for p in probability]
+        probability = np.stack(planes)
+    return (probability[0] > 0.5).astype(np.uint8) if len(probability) == 1 else probability.argmax(0).astype(np.uint8)
+
+
+def _trained_on(images, state) -> np.ndarray:
+    known = state.get("images", torch.empty(0, dtype=torch.int64)).numpy()
+    return np.array([np.isin(image_keys([img]).numpy(), known)[0] for img in images])
+
+
+def _digest(path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError:
+        raise InputError(f"{path}: no such checkpoint") from None
+
+
+if __name__ == "__main__":
+    launch(main, Args)

@@ -1,0 +1,118 @@
+"""Gathers the test lines of a sweep into one table, on the terminal, as table.md and as table.csv.
+
+Run   python utils/report.py runs/demo-both
+"""
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import pandas as pd
+
+from utils.args import launch
+from utils.errors import InputError
+from utils.lists import write_list
+from utils.run import read_jsonl
+
+ORDER = ("teacher", "clean", "no_weight", "teacher_miou", "teacher_bf", "teacher_bm", "kd_miou", "kd_bf", "kd_bm")
+SCORES = {"test_iou": "IoU", "test_miou": "mIoU", "test_dice": "Dice", "test_bf": "BF"}
+
+
+@dataclass
+class Args:
+    runs: Annotated[list[str], "sweep folders, or single run folders", "positional"]
+    out: Annotated[str, "folder of table.md and table.csv; empty: the first of the runs"] = ""
+
+
+def main(args: Args) -> pd.DataFrame:
+    """Write and print the table; returns it with one row a method and noise."""
+    found = collect(args.runs)
+    table = summary(found)
+    out = Path(args.out or args.runs[0])
+    write_list(table, out / "table.csv")
+    text = as_markdown(table, found)
+    (out / "table.md").write_text(text + "\n")
+    print(text)
+    return table
+
+
+def collect(folders) -> pd.DataFrame:
+    """One row a run: `noise` and `row` from its name (noise60/kd_bf_s0), `seed`, `state`, and the scores it reached."""
+    rows = []
+    for folder in map(Path, folders):
+        for path in sorted(folder.rglob("args.json")):
+            args = json.loads(path.read_text())
+            log = read_jsonl(path.with_name("log.jsonl")) if path.with_name("log.jsonl").exists() else []
+            test = next((line for line in log if line.get("split") == "test"), {})
+            name = re.sub(r"_s\d+$", "", path.parent.name)
+            state = "finished" if test else f"{sum('epoch' in line for line in log)} of {args['epochs']} epochs"
+            row = {"noise": path.parent.parent.name if name != "teacher" else "", "row": name, "seed": args["seed"]}
+            rows.append(row | {"state": state, "epoch": test.get("best_epoch")} | {v: test.get(k) for k, v in SCORES.items()})
+    if not rows:
+        raise InputError(f"{', '.join(map(str, folders))}: no run folder there (a run has an args.json)")
+    return pd.DataFrame(rows)
+
+
+def summary(found: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds of every row, and the share of the gap between `no_weight` and `clean`.
+
+    `closed` = (BF - BF of no_weight) / (BF of clean - BF of no_weight), from the means of the seeds that all three
+    share; empty where the gap is below 0.005 or a row is missing.
+    """
+    rank = {name: i for i, name in enumerate(ORDER)}
+    done = found[found["state"] == "finished"]
+    rows = []
+    for (noise, name), runs in done.groupby(["noise", "row"]):
+        row = {"noise": noise.removeprefix("noise"), "row": name, "seeds": len(runs)}
+        for score in SCORES.values():
+            row |= {score: runs[score].mean(), f"{score} std": runs[score].std() if len(runs) > 1 else None}
+        row["closed"] = _closed(runs, _of(done, noise, "no_weight"), _of(done, None, "clean"))
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=_columns())
+    order = table["row"].map(lambda name: rank.get(name, len(rank)))
+    kind = table["row"].map({"teacher": 0, "clean": 1}).fillna(2)
+    keys = pd.DataFrame({"k": kind, "n": table["noise"], "o": order, "r": table["row"]})
+    return table.loc[keys.sort_values(["k", "n", "o", "r"]).index].reset_index(drop=True)
+
+
+def as_markdown(table: pd.DataFrame, found: pd.DataFrame) -> str:
+    """The table for a page: mean +- std over seeds, and below it what is not finished."""
+    lines = ["| noise % | row | IoU | mIoU | Dice | BF | BF gap closed | seeds |", "|---|---|---|---|---|---|---|---|"]
+    for row in table.to_dict("records"):
+        scores = [_number(row[score], row[f"{score} std"]) for score in SCORES.values()]
+        closed = "" if pd.isna(row["closed"]) else f"{row['closed']:.0%}"
+        lines.append(f"| {' | '.join([row['noise'], row['row'], *scores, closed, str(row['seeds'])])} |")
+    rest = found[found["state"] != "finished"]
+    lines += [f"\nnot finished: {r.noise}/{r.row}, seed {r.seed}: {r.state}" for r in rest.itertuples()]
+    return "\n".join(lines)
+
+
+def _columns():
+    scores = [name for score in SCORES.values() for name in (score, f"{score} std")]
+    return ["noise", "row", "seeds", *scores, "closed"]
+
+
+def _of(done, noise, name):
+    return done[(done["row"] == name) & ((done["noise"] == noise) if noise is not None else True)]
+
+
+def _closed(runs, low, high):
+    seeds = set(runs["seed"]) & set(low["seed"]) & set(high["seed"])
+    if not seeds or runs["row"].iloc[0] in ("teacher", "clean", "no_weight"):
+        return None
+    mean, bottom, top = (frame[frame["seed"].isin(seeds)]["BF"].mean() for frame in (runs, low, high))
+    return (mean - bottom) / (top - bottom) if abs(top - bottom) >= 0.005 else None
+
+
+def _number(mean, std):
+    return f"{mean:.3f}" if std is None or pd.isna(std) else f"{mean:.3f} ± {std:.3f}"
+
+
+if __name__ == "__main__":
+    launch(main, Args)
