@@ -1,6 +1,7 @@
 """The images and masks of one CSV list: decoded once, kept in memory, augmented by (seed, epoch, index)."""
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -121,8 +122,11 @@ def open_lists(args, weighted: bool = False) -> list[ListDataset]:
     if args.test_csv:
         lists["test"] = ListDataset(args.test_csv, **how)
         check_leak(lists["test"], lists["train"], lists["valid"])
-    if os.path.realpath(args.train_csv) != os.path.realpath(args.valid_csv):
-        check_leak(lists["valid"], lists["train"])
+    seen = {_real(lists["train"], row) for row in lists["train"].frame.itertuples()}
+    both = sum(_real(lists["valid"], row) in seen for row in lists["valid"].frame.itertuples())
+    if both and args.select == "best":
+        text = f"warning: {both} images of {args.valid_csv} are also trained on; they flatter the checkpoint it chooses"
+        print(text, file=sys.stderr)
     if args.batch_size > 1 and not lists["train"].one_shape():
         raise InputError(f"{args.train_csv}: images of different sizes with --size 0; use --size N or --batch-size 1")
     return list(lists.values())

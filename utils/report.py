@@ -53,7 +53,8 @@ def collect(folders) -> pd.DataFrame:
             name = re.sub(r"_s\d+$", "", path.parent.name)
             state = "finished" if test else f"{sum('epoch' in line for line in log)} of {args['epochs']} epochs"
             row = {"noise": path.parent.parent.name if name != "teacher" else "", "row": name, "seed": args["seed"]}
-            rows.append(row | {"state": state, "epoch": test.get("best_epoch")} | {v: test.get(k) for k, v in SCORES.items()})
+            row |= {"state": state, "epoch": test.get("best_epoch")}
+            rows.append(row | {column: test.get(key) for key, column in SCORES.items()})
     if not rows:
         raise InputError(f"{', '.join(map(str, folders))}: no run folder there (a run has an args.json)")
     return pd.DataFrame(rows)
