@@ -139,7 +139,7 @@ def flat(pixels: Tensor, mask: Tensor, classes: int) -> Tensor:
     return pixels.flatten() if classes == 1 else pixels[mask != IGNORE]
 
 
-def cleanness(logits: Tensor, mask: Tensor, loss: Tensor, score: str, theta0: int = 3, theta: int = 5) -> Tensor:
+def cleanness(logits: Tensor, loss: Tensor, mask: Tensor, score: str, theta0: int = 3, theta: int = 5) -> Tensor:
     """How clean a network finds each example, higher is cleaner: minus its loss, or its score against the mask."""
     if score == "loss":
         return -loss.detach()
