@@ -64,7 +64,8 @@ def main(args: Args) -> None:
                 stats.add(batch["noisy"], student=student)
             weight = mix_weights(batch["weight"], student, share, args.weight_floor)
             run.step(net, optimizer, schedule, weighted_loss(loss, weight, args.normalise, run.mean(weight.mean())))
-            stats.add(batch["noisy"], loss=loss, weight=weight, weight_square=weight**2)
+            stats.add(batch["noisy"], loss=loss, weight=weight)
+            stats.add(weight_square=weight**2)
         scores, means = evaluate(run, net, valid), stats.result()
         size = effective_size(means["train_weight"], means["train_weight_square"], len(train.dataset))
         means |= {"effective_size": size, "T": share}

@@ -1,8 +1,7 @@
 """Coarse masks by erosion or dilation, and a picture of one mask under rising noise.
 
-    python utils/add_noise.py mask.png --out grid.png --levels 0 2 4 6 8 10 --image photo.jpg
-
-Paper: NLKD, ICASSP 2021 (levels 6 to 10, erosion or dilation by a fair coin).
+Paper   NLKD, ICASSP 2021 (levels 6 to 10, erosion or dilation by a fair coin).
+Run     python utils/add_noise.py mask.png --out grid.png --levels 0 2 4 6 8 10 --image photo.jpg
 """
 
 import sys

@@ -2,9 +2,9 @@
 
 import torch
 
+from utils.checkpoint import bare
 from utils.losses import hard
 from utils.metrics import confusion, ratio, sample_scores, split_iou
-from utils.run import bare
 
 
 @torch.inference_mode()

@@ -1,17 +1,16 @@
 """Noisy masks and their lists from clean lists, at one or several noise ratios.
 
-    python utils/generate_noisy_label.py --train-csv train.csv --valid-csv valid.csv --ratios 20 40 60 \\
-        --out-csv data/csv --out-masks data/person
+Paper   NLKD, ICASSP 2021; --preset nlkd repeats the published assignment.
+Run     python utils/generate_noisy_label.py --train-csv train.csv --valid-csv valid.csv --ratios 20 40 60 \\
+            --out-csv data/csv --out-masks data/person
 
 A ratio r gives train_noisy_r.csv and valid_noisy_r.csv, with the rows of the clean lists in their order, and the masks
 in iteration_noisy_r/. The same command again does nothing, or makes what is missing.
-Paper: NLKD, ICASSP 2021; --preset nlkd repeats the published assignment.
 """
 
 import hashlib
 import json
 import os
-import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from utils.args import launch
 from utils.errors import InputError, report_bad_rows
 from utils.images import read_mask, write_mask
 from utils.lists import read_list, unique_stems, write_list
+from utils.prepare_data import draw_test, pool_of
 
 NLKD_RATIOS = (10, 20, 30, 40, 50, 60)
 NLKD_LEVELS = (6, 7, 8, 9, 10)
@@ -88,8 +88,8 @@ def assign_nlkd(ids: list[str], n_test: int, seed: int, ratio: int) -> pd.DataFr
     """
     if ratio not in NLKD_RATIOS:
         raise InputError(f"--ratios {ratio}: the published ratios are {', '.join(map(str, NLKD_RATIOS))}")
-    rng = random.Random(seed)
-    pool = sorted(set(ids) - set(rng.sample(sorted(ids), n_test)))
+    test, rng = draw_test(ids, n_test, seed)
+    pool = pool_of(ids, test)
     for now in NLKD_RATIOS[: NLKD_RATIOS.index(ratio) + 1]:
         drawn = rng.sample(pool, now * len(pool) // 100)
         group = max(1, -(-len(drawn) // len(NLKD_LEVELS)))

@@ -18,7 +18,7 @@ import pandas as pd
 from utils.args import launch
 from utils.errors import InputError
 from utils.lists import write_list
-from utils.run import read_jsonl
+from utils.logs import read_jsonl
 
 ORDER = ("teacher", "clean", "no_weight", "teacher_miou", "teacher_bf", "teacher_bm", "kd_miou", "kd_bf", "kd_bm")
 SCORES = {"test_iou": "IoU", "test_miou": "mIoU", "test_dice": "Dice", "test_bf": "BF"}
@@ -48,7 +48,7 @@ def collect(folders) -> pd.DataFrame:
     for folder in map(Path, folders):
         for path in sorted(folder.rglob("args.json")):
             args = json.loads(path.read_text())
-            log = read_jsonl(path.with_name("log.jsonl")) if path.with_name("log.jsonl").exists() else []
+            log = read_jsonl(path.with_name("log.jsonl"))
             test = next((line for line in log if line.get("split") == "test"), {})
             name = re.sub(r"_s\d+$", "", path.parent.name)
             state = "finished" if test else f"{sum('epoch' in line for line in log)} of {args['epochs']} epochs"

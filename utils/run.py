@@ -20,8 +20,9 @@ from torch.nn.utils import clip_grad_value_
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from utils.checkpoint import bare, image_keys, load_weights
+from utils.checkpoint import image_keys, load_weights
 from utils.errors import InputError
+from utils.logs import read_jsonl
 from utils.models import build_model
 
 FREE = {"workers", "run_dir", "cache_gb", "cpu"}  # flags that may change between the parts of one run
@@ -171,8 +172,7 @@ class Run:
 
     def read_log(self) -> list[dict]:
         """The rows of log.jsonl; a last line that was cut off by a kill is left out."""
-        path = self.dir / "log.jsonl"
-        return read_jsonl(path) if path.exists() else []
+        return read_jsonl(self.dir / "log.jsonl")
 
     def keep_log_before(self, epoch: int) -> None:
         """Drop the lines of epochs that will be done again."""
@@ -248,17 +248,6 @@ class Averages:
         return {prefix + k: part / whole for k, (part, whole) in zip(self.sums, sums, strict=True) if whole > 0}
 
 
-def read_jsonl(path) -> list[dict]:
-    """The rows of a log; a line that a kill cut off is left out."""
-    rows = []
-    for line in Path(path).read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
 def _digest(path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path and Path(path).is_file() else ""
 
@@ -290,6 +279,3 @@ def _environment(device, world) -> dict:
         "processes": world,
         "command": " ".join(sys.argv),
     }
-
-
-__all__ = ["Averages", "Run", "bare", "read_jsonl"]

@@ -1,0 +1,62 @@
+"""Small data that the tests draw themselves."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from utils.images import write_mask
+
+
+def draw_set(root: Path, count: int, size: int = 32, seed: int = 0, start: int = 0) -> list[tuple[str, str]]:
+    """Discs on noise: `count` images and masks below `root`, as (image, mask) paths relative to it."""
+    for name in ("image", "mask"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(start, start + count):
+        rng = np.random.default_rng([seed, i])
+        y, x = np.mgrid[:size, :size]
+        centre = rng.integers(8, size - 8, 2)
+        mask = ((y - centre[0]) ** 2 + (x - centre[1]) ** 2 < rng.integers(4, 8) ** 2).astype(np.uint8)
+        image = np.clip(90 + 70 * mask[..., None] + rng.normal(0, 30, (size, size, 3)), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(root / "image" / f"{i:03d}.png"), image)
+        write_mask(root / "mask" / f"{i:03d}.png", mask)
+        rows.append((f"image/{i:03d}.png", f"mask/{i:03d}.png"))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder with images and lists: 13 to train (with weights and noise levels), 5 to validate, 4 to test."""
+    root = tmp_path_factory.mktemp("tiny")
+    rows = draw_set(root, 22)
+    frame = pd.DataFrame(rows, columns=["img", "filename"])
+    frame["iterations"] = [0, 7, 0] * 7 + [0]
+    rng = np.random.default_rng(1)
+    frame["weight"] = np.where(frame["iterations"] > 0, 0.2, 0.9) + rng.uniform(0, 0.1, len(frame))
+    frame["bf"] = frame["weight"]
+    frame[:13].to_csv(root / "train.csv", index=False)
+    plain = frame.drop(columns=["weight", "bf"])
+    plain[:13].to_csv(root / "noisy.csv", index=False)
+    plain[13:18].to_csv(root / "valid.csv", index=False)
+    plain[18:].to_csv(root / "test.csv", index=False)
+    frame[:13].assign(weight=1.0, bf=1.0).to_csv(root / "ones.csv", index=False)
+    _write_classes(root, plain)
+    return root
+
+
+def _write_classes(root, frame):
+    """The same images with masks of classes 0, 1, 2 and a band to ignore."""
+    (root / "classes").mkdir()
+    names = []
+    for name in frame["filename"]:
+        mask = (cv2.imread(str(root / name), cv2.IMREAD_GRAYSCALE) > 0).astype(np.uint8)
+        mask[:, 16:] *= 2
+        mask[:2] = 255
+        names.append(f"classes/{Path(name).name}")
+        write_mask(root / names[-1], mask, classes=3)
+    both = frame.assign(filename=names)
+    both[:13].assign(weight=0.5, bf=0.5).to_csv(root / "classes.csv", index=False)
+    both[13:18].to_csv(root / "classes_valid.csv", index=False)

@@ -1,0 +1,237 @@
+"""Boundary F1: the golden arrays, a definition with loops over pixels, and values by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils.boundary import boundary_counts, boundary_f, count_boundary, edges, soft_boundary_f
+from utils.metrics import pair_scores, sample_scores
+
+GOLDEN = Path(__file__).parent / "golden"
+SIZES = [(1, 1), (1, 9), (9, 1), (2, 2), (7, 12), (13, 6), (11, 11)]
+BOXES = [(3, 5), (3, 3), (3, 1), (5, 9), (3, 7), (7, 3)]
+
+
+def golden(name, *masks, size=96):
+    """The arrays of a file; the named ones hold a bit a pixel and come back as uint8 {0, 1}."""
+    arrays = dict(np.load(GOLDEN / f"nlkd_{name}.npz"))
+    return arrays | {k: np.unpackbits(arrays[k], axis=-1, count=size) for k in masks}
+
+
+def edges_by_loops(mask, theta0, void):
+    """Pixels of the mask with an annotated pixel outside it within (theta0 - 1) / 2 steps of a king."""
+    height, width = mask.shape
+    reach, found = theta0 // 2, []
+    for y, x in np.argwhere(mask & ~void):
+        near = [
+            (v, u)
+            for v in range(max(0, y - reach), min(height, y + reach + 1))
+            for u in range(max(0, x - reach), min(width, x + reach + 1))
+        ]
+        if any(not mask[p] and not void[p] for p in near):
+            found.append((int(y), int(x)))
+    return found
+
+
+def counts_by_loops(pred, mask, theta0, theta, void=None):
+    """(pred, mask, pred_hit, mask_hit) from lists of pixels and Chebyshev distances."""
+    void = np.zeros(mask.shape, bool) if void is None else void
+    a, b = (edges_by_loops(m.astype(bool), theta0, void) for m in (pred, mask))
+
+    def hits(of, other):
+        return sum(any(max(abs(y - v), abs(x - u)) <= (theta - 1) / 2 for v, u in other) for y, x in of)
+
+    return len(a), len(b), hits(a, b), hits(b, a)
+
+
+def f_by_definition(pred, mask, theta0, theta):
+    a, b, a_hit, b_hit = counts_by_loops(pred, mask, theta0, theta)
+    if a == 0 and b == 0:
+        return float(np.array_equal(pred, mask))
+    if a_hit == 0 or b_hit == 0:
+        return 0.0
+    precision, recall = a_hit / a, b_hit / b
+    return 2 * precision * recall / (precision + recall)
+
+
+def random_pairs(shape, seeds=range(3)):
+    """Sparse, dense and blocky masks, single pixels, masks along the frame, empty and full ones."""
+    for seed in seeds:
+        rng = np.random.default_rng([seed, *shape])
+        blocky = np.kron(rng.random((-(-shape[0] // 4), -(-shape[1] // 4))) < 0.5, np.ones((4, 4)))
+        kinds = [
+            rng.random(shape) < 0.1,
+            rng.random(shape) < 0.9,
+            blocky[: shape[0], : shape[1]] > 0,
+            np.arange(shape[0])[:, None] + np.zeros(shape) < rng.integers(0, shape[0] + 1),
+            np.arange(shape[1]) + np.zeros(shape) >= rng.integers(0, shape[1] + 1),
+            np.zeros(shape, bool),
+            np.ones(shape, bool),
+        ]
+        kinds = [np.ascontiguousarray(k, np.uint8) for k in kinds]
+        order = rng.integers(0, len(kinds), 14)
+        yield from ((kinds[i], kinds[j]) for i, j in zip(order, np.roll(order, 1), strict=True))
+
+
+def on_device(pred, mask, theta0, theta):
+    """The batch path for one pair, as ints."""
+    counts = boundary_counts(torch.from_numpy(pred)[None].bool(), torch.from_numpy(mask)[None].bool(), theta0, theta)
+    return tuple(int(c) for c in counts)
+
+
+def f_of(pred, mask, theta0=3, theta=5):
+    return float(boundary_f(count_boundary(pred, mask, theta0, theta), np.array_equal(pred, mask)))
+
+
+def half_plane(column, shape=(20, 24)):
+    return np.ascontiguousarray(np.arange(shape[1]) + np.zeros(shape) < column, np.uint8)
+
+
+@pytest.mark.parametrize("boxes", [(3, 5), (3, 3), (3, 7), (5, 9)])
+def test_released_scores(boxes):
+    data = golden("masks", "gt", "pred")
+    expected = data["bf_{}_{}".format(*boxes)].astype(float)
+    alike = np.isin(data["names"], ["empty_empty", "full_full"])
+    assert len(expected) == 39 and alike.sum() == 2
+    expected[alike] = 1  # released: 0
+    one_by_one = [pair_scores(p, g, 1, *boxes)["bf"] for p, g in zip(data["pred"], data["gt"], strict=True)]
+    batch = sample_scores(*(torch.from_numpy(data[k]) for k in ("pred", "gt")), 1, *boxes)["bf"]
+    np.testing.assert_allclose(one_by_one, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(batch.numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_released_precision_recall_and_pixels():
+    data = golden("masks", "gt", "pred")
+    for i, (pred, mask) in enumerate(zip(data["pred"], data["gt"], strict=True)):
+        for counts in (count_boundary(pred, mask), on_device(pred, mask, 3, 5)):
+            of_pred, of_mask, pred_hit, mask_hit = counts
+            assert of_pred == data["bf_3_5_pred_boundary_px"][i]
+            assert of_mask == data["bf_3_5_gt_boundary_px"][i]
+            assert pred_hit / max(1, of_pred) == pytest.approx(data["bf_3_5_precision"][i], abs=1e-6)
+            assert mask_hit / max(1, of_mask) == pytest.approx(data["bf_3_5_recall"][i], abs=1e-6)
+
+
+def test_released_scores_at_321_pixels():
+    data = golden("masks321", "clean", "teacher", "noisy", size=321)
+    for kind in ("clean", "noisy"):
+        one_by_one = [pair_scores(p, g)["bf"] for p, g in zip(data["teacher"], data[kind], strict=True)]
+        batch = sample_scores(*(torch.from_numpy(data[k]) for k in ("teacher", kind)))["bf"]
+        np.testing.assert_allclose(one_by_one, data[f"bf_{kind}"], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(batch, data[f"bf_{kind}"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("boxes", BOXES)
+@pytest.mark.parametrize("shape", SIZES)
+def test_both_paths_follow_the_definition(shape, boxes):
+    for pred, mask in random_pairs(shape):
+        expected = counts_by_loops(pred, mask, *boxes)
+        assert tuple(count_boundary(pred, mask, *boxes)) == expected
+        assert on_device(pred, mask, *boxes) == expected
+        score = f_by_definition(pred, mask, *boxes)
+        assert pair_scores(pred, mask, 1, *boxes)["bf"] == pytest.approx(score, abs=1e-9)
+        batch = sample_scores(torch.from_numpy(pred)[None], torch.from_numpy(mask)[None], 1, *boxes)
+        assert float(batch["bf"]) == pytest.approx(score, abs=1e-6)
+
+
+def test_both_paths_agree_on_larger_masks():
+    rng = np.random.default_rng(0)
+    for shape in [(65, 129), (160, 40)]:
+        coarse = (rng.random((6, 20, 20)) < 0.5).astype(np.uint8)
+        big = np.stack([np.kron(m, np.ones((9, 9), np.uint8))[: shape[0], : shape[1]] for m in coarse])
+        pred, mask = big[:3], big[3:]
+        batch = boundary_counts(torch.from_numpy(pred).bool(), torch.from_numpy(mask).bool())
+        alone = [count_boundary(p, m) for p, m in zip(pred, mask, strict=True)]
+        assert [tuple(c.tolist()) for c in batch] == list(zip(*alone, strict=True))
+
+
+@pytest.mark.parametrize(("shift", "score"), [(0, 1), (1, 1), (2, 1), (3, 0), (4, 0), (7, 0)])
+def test_half_plane_by_hand(shift, score):
+    for turn in (lambda m: m, lambda m: np.ascontiguousarray(m.T), lambda m: np.ascontiguousarray(m[:, ::-1])):
+        assert f_of(turn(half_plane(9)), turn(half_plane(9 + shift))) == score
+
+
+def test_the_frame_is_no_boundary():
+    assert count_boundary(half_plane(9), half_plane(9)) == (20, 20, 20, 20)
+    corner = np.zeros((8, 8), np.uint8)
+    corner[:3, :3] = 1
+    drawn = edges(torch.from_numpy(corner)[None].bool())[0].nonzero().tolist()
+    assert drawn == [[0, 2], [1, 2], [2, 0], [2, 1], [2, 2]]
+
+
+def test_empty_and_full_masks():
+    empty, full, some = half_plane(0), half_plane(24), half_plane(9)
+    expected = {"ee": 1, "ff": 1, "ss": 1, "ef": 0, "es": 0, "fs": 0}
+    masks = {"e": empty, "f": full, "s": some}
+    for (a, b), score in expected.items():
+        for pred, mask in ((masks[a], masks[b]), (masks[b], masks[a])):
+            assert pair_scores(pred, mask)["bf"] == score
+            assert sample_scores(torch.from_numpy(pred)[None], torch.from_numpy(mask)[None])["bf"].tolist() == [score]
+
+
+def test_symmetric():
+    for pred, mask in random_pairs((13, 17)):
+        one, other = count_boundary(pred, mask), count_boundary(mask, pred)
+        assert (one.pred, one.pred_hit) == (other.mask, other.mask_hit)
+        assert f_of(pred, mask) == f_of(mask, pred)
+
+
+def test_inputs_stay_as_they_are():
+    pred, mask = half_plane(9), half_plane(12)
+    tensors = [torch.from_numpy(m.copy())[None].bool() for m in (pred, mask)]
+    void = torch.zeros_like(tensors[0])
+    boundary_counts(*tensors, void=void)
+    count_boundary(pred, mask)
+    assert np.array_equal(pred, half_plane(9)) and np.array_equal(mask, half_plane(12)) and not void.any()
+    assert np.array_equal(tensors[0][0].numpy(), pred) and np.array_equal(tensors[1][0].numpy(), mask)
+
+
+def test_void_pixels_make_no_boundary():
+    mask = torch.from_numpy(half_plane(9))[None].bool()
+    void = torch.zeros_like(mask)
+    void[:, :, 9] = True
+    assert edges(mask).sum() == 20
+    assert edges(mask, void=void).sum() == 0  # everything beside the mask is unknown
+    void[:, :5, 9] = False  # now rows 0 to 5 of column 8 touch an annotated pixel outside
+    assert edges(mask, void=void).nonzero()[:, 1:].tolist() == [[y, 8] for y in range(6)]
+    void[:, 2, 8] = True
+    assert edges(mask, void=void).nonzero()[:, 1:].tolist() == [[y, 8] for y in range(6) if y != 2]
+
+
+@pytest.mark.parametrize("boxes", [(3, 5), (5, 3)])
+def test_void_by_definition(boxes):
+    for shape in [(7, 12), (1, 9), (10, 10)]:
+        for i, (pred, mask) in enumerate(random_pairs(shape)):
+            void = np.random.default_rng(i).random(shape) < 0.3
+            pred, mask = pred.astype(bool) & ~void, mask.astype(bool) & ~void
+            tensors = (torch.from_numpy(x)[None] for x in (pred, mask))
+            counts = boundary_counts(*tensors, *boxes, void=torch.from_numpy(void)[None])
+            assert tuple(int(c) for c in counts) == counts_by_loops(pred, mask, *boxes, void)
+
+
+def test_soft_score_and_gradient_of_probabilities():
+    data = golden("bf_soft", "gt")
+    prob = torch.sigmoid(torch.from_numpy(data["logits"])).requires_grad_()
+    score = soft_boundary_f(prob, torch.from_numpy(data["gt"]).float())
+    np.testing.assert_allclose(score.detach(), data["bf_of_prob"][:, 0], rtol=0, atol=1e-6)
+    score.sum().backward()
+    assert np.abs(data["grad_bf_prob"]).max() > 1e-4
+    np.testing.assert_allclose(prob.grad, data["grad_bf_prob"], rtol=1e-4, atol=1e-8)
+
+
+def test_soft_score_and_gradient_of_raw_logits():
+    data = golden("bf_soft", "gt")
+    logits, gt = torch.from_numpy(data["logits"]).requires_grad_(), torch.from_numpy(data["gt"]).float()
+    score = soft_boundary_f(logits, gt)
+    np.testing.assert_allclose(score.detach(), data["bf_of_logits"][:, 0], rtol=0, atol=1e-6)
+    score.sum().backward()
+    np.testing.assert_allclose(logits.grad, data["grad_bf_logits"], rtol=1e-4, atol=1e-8)
+
+
+def test_soft_score_of_hard_masks_is_the_hard_score():
+    data = golden("bf_soft", "gt")
+    gt, pred = torch.from_numpy(data["gt"]), torch.from_numpy(data["logits"] > 0)
+    np.testing.assert_allclose(sample_scores(pred[:, 0], gt[:, 0])["bf"], data["bf_of_hard"][:, 0], rtol=0, atol=1e-6)
+    soft = soft_boundary_f(pred.float(), gt.float())
+    np.testing.assert_allclose(soft, data["bf_of_hard"][:, 0], rtol=0, atol=1e-6)

@@ -1,0 +1,216 @@
+"""Teacher masks, weight lists, the table: from files to files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import test_scripts
+import torch
+
+from utils import get_weight, predict_mask, prepare_data, report
+from utils.args import parse
+from utils.checkpoint import image_keys
+from utils.errors import InputError
+from utils.images import read_mask, write_mask
+from utils.lists import read_list
+from utils.metrics import pair_scores
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def predict(tiny, out, *words):
+    predict_mask.main(
+        parse(predict_mask.Args, ["--data-root", str(tiny), "--out", str(out), "--cpu", *map(str, words)])
+    )
+
+
+def weigh(tiny, out, *words, csv="noisy.csv"):
+    words = ["--list", str(tiny / csv), "--out", str(out), "--data-root", str(tiny), *map(str, words)]
+    return get_weight.main(parse(get_weight.Args, words))
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny, tmp_path_factory):
+    """A teacher trained on the validation images, so that it saw none of the training list."""
+    runs = tmp_path_factory.mktemp("runs")
+    flags = ["--train_csv", "valid.csv", "--test_csv", "", "--epochs", "20", "--size", "32", "--optimizer", "adamw"]
+    test_scripts.launch("train_without_weight.py", tiny, runs, "teacher", *flags, "-l", "1e-2", "--clip-value", "0")
+    return runs / "teacher/last.pt"
+
+
+def test_masks_and_weights_from_a_checkpoint(tiny, teacher, tmp_path, capsys):
+    out = tmp_path / "masks"
+    predict(tiny, out, "--list", tiny / "noisy.csv", "--checkpoint", teacher, "--trusted")
+    assert read_mask(out / "000.png").shape == (32, 32)
+    listed = read_list(f"{out}.csv")
+    capsys.readouterr()
+    weigh(tiny, tmp_path, "--teacher", out, "--name", "t")
+    assert "warning" not in capsys.readouterr().err
+    got = read_list(tmp_path / "noisy_t_weight_bfscore.csv", ("img", "filename", "weight"))
+    assert got["img"].tolist() == listed["img"].tolist() == read_list(tiny / "noisy.csv")["img"].tolist()
+    for i in (0, 5, 12):
+        own = pair_scores(read_mask(out / f"{i:03d}.png"), read_mask(tiny / got["filename"][i]))
+        assert got["weight"][i] == pytest.approx(own["bf"], abs=1e-7)
+        assert float(got["miou"][i]) == pytest.approx(own["miou"], abs=1e-7)
+    bm = read_list(tmp_path / "noisy_t_weight_bmscore.csv", ("weight",))["weight"]
+    assert np.allclose(bm, (got["bf"].astype(float) + got["miou"].astype(float)) / 2, atol=1e-7)
+
+
+def test_predicting_again_does_nothing_and_a_lost_mask_is_made_again(tiny, teacher, tmp_path, capsys):
+    words = ["--list", tiny / "noisy.csv", "--checkpoint", teacher]
+    predict(tiny, tmp_path / "m", *words)
+    before = (tmp_path / "m/003.png").stat().st_mtime_ns
+    predict(tiny, tmp_path / "m", *words)
+    assert "are there already" in capsys.readouterr().out
+    assert (tmp_path / "m/003.png").stat().st_mtime_ns == before
+    (tmp_path / "m/004.png").unlink()
+    predict(tiny, tmp_path / "m", *words)
+    assert (tmp_path / "m/004.png").exists()
+
+
+def test_masks_do_not_depend_on_the_batch(tiny, teacher, tmp_path):
+    for size in (1, 7):
+        predict(tiny, tmp_path / str(size), "--list", tiny / "noisy.csv", "--checkpoint", teacher, "--batch-size", size)
+    for i in range(13):
+        a, b = (read_mask(tmp_path / s / f"{i:03d}.png") for s in "17")
+        assert (a != b).mean() < 0.002  # a logit of about 0 may fall on either side
+
+
+def test_teacher_that_saw_the_list_is_called_a_leak(tiny, teacher, tmp_path, capsys):
+    predict(tiny, tmp_path / "m", "--list", tiny / "valid.csv", "--checkpoint", teacher)
+    assert "warning: 5 of 5 images trained the teacher itself" in capsys.readouterr().err
+
+
+def test_folds_predict_only_what_they_never_saw(tiny, tmp_path):
+    prepare_data.cut_folds(prepare_data.FoldsArgs(str(tiny / "noisy.csv"), out=str(tmp_path / "folds"), k=2))
+    checkpoints = []
+    for k in range(2):
+        flags = ["--train_csv", str(tmp_path / f"folds/fold{k}_train.csv"), "--test_csv", "", "--epochs", "1"]
+        test_scripts.launch("train_without_weight.py", tiny, tmp_path / "runs", f"t{k}", *flags)
+        checkpoints.append(tmp_path / f"runs/t{k}/last.pt")
+    frame = read_list(tiny / "noisy.csv")
+    nets_states = [predict_mask.load_network(path)[1] for path in checkpoints]
+    args = parse(predict_mask.Args, ["--list", "x", "--out", "o", "--folds", "2", "--checkpoint", "a", "b"])
+    use = predict_mask.who_predicts(frame, nets_states, args)
+    assert (use.sum(1) == 1).all()
+    for k in range(2):
+        held = set(read_list(tmp_path / f"folds/fold{k}_held_out.csv")["img"])
+        assert set(frame["img"][use[:, k]]) == held
+    both = [checkpoints[0], checkpoints[0]]
+    with pytest.raises(InputError, match="every teacher was trained on"):
+        predict(tiny, tmp_path / "m", "--list", tiny / "noisy.csv", "--folds", 2, "--checkpoint", *both)
+
+
+def test_probabilities_of_several_checkpoints_are_averaged(tiny, teacher, tmp_path):
+    predict(tiny, tmp_path / "one", "--list", tiny / "noisy.csv", "--checkpoint", teacher)
+    predict(tiny, tmp_path / "two", "--list", tiny / "noisy.csv", "--checkpoint", teacher, teacher)
+    assert all(
+        (read_mask(tmp_path / "one" / f"{i:03d}.png") == read_mask(tmp_path / "two" / f"{i:03d}.png")).all()
+        for i in range(13)
+    )
+
+
+def test_probabilities_are_enlarged_before_they_are_cut():
+    probability = np.array([[[0.0, 1.0]]], np.float32)
+    assert predict_mask.to_mask(probability, (1, 8))[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert predict_mask.to_mask(np.stack([probability[0], 1 - probability[0]]), (1, 2))[0].tolist() == [1, 0]
+
+
+def test_biased_teacher_is_warned_about(tiny, tmp_path, capsys):
+    weigh(tiny, tmp_path, "--teacher", tiny / "mask")
+    assert "learns that error" in capsys.readouterr().err
+
+
+def test_perfect_teacher_gives_weight_1_and_shares_average(tiny, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for i in range(13):
+        write_mask(empty / f"{i:03d}.png", np.zeros((32, 32), np.uint8))
+    weigh(tiny, tmp_path, "--teacher", tiny / "mask", "--score", "bf", "iou", "dice", "--name", "same")
+    weigh(tiny, tmp_path, "--teacher", tiny / "mask", empty, "--share", 3, 1, "--score", "bf", "--name", "mixed")
+    for score in ("bf", "iou", "dice"):
+        assert (read_list(tmp_path / f"noisy_same_weight_{score}score.csv")["weight"] == 1).all()
+    assert np.allclose(read_list(tmp_path / "noisy_mixed_weight_bfscore.csv")["weight"], 0.75)
+
+
+def test_teacher_list_is_joined_by_image(tiny, tmp_path):
+    frame = read_list(tiny / "noisy.csv")[["img", "filename"]]
+    frame[::-1].to_csv(tmp_path / "masks.csv", index=False)
+    weigh(tiny, tmp_path, "--teacher", tmp_path / "masks.csv", "--score", "bf", "--name", "x")
+    assert (read_list(tmp_path / "noisy_x_weight_bfscore.csv")["weight"] == 1).all()
+
+
+def test_missing_and_ill_sized_teacher_masks_name_the_row(tiny, tmp_path):
+    with pytest.raises(InputError, match=r"13 bad rows: line 2: .*000\.png: no such file"):
+        weigh(tiny, tmp_path, "--teacher", tmp_path)
+    for i in range(13):
+        write_mask(tmp_path / f"{i:03d}.png", np.zeros((30, 32), np.uint8))
+    with pytest.raises(InputError, match="have different sizes: 32x32 and 32x30"):
+        weigh(tiny, tmp_path, "--teacher", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("score", "auroc", "noisy_share", "size"),
+    [("miou", 0.8124, 0.580, 4432), ("bf", 0.9889, 0.046, 1860), ("bm", 0.9734, 0.443, 3999)],
+)
+def test_report_of_the_published_weights(score, auroc, noisy_share, size):
+    saved = np.load(GOLDEN / "nlkd_split.npz")
+    noisy = dict(zip(saved["noise_ids"].tolist(), saved["noise_iterations"].tolist(), strict=True))
+    flags = np.array([noisy[i] > 0 for i in saved["train_ids"].tolist()])
+    miou, bf = saved["train_weight_miou"].astype(float), saved["train_weight_bf"].astype(float)
+    found = get_weight.weight_report({"miou": miou, "bf": bf, "bm": (miou + bf) / 2}[score], flags)
+    assert found["auroc"] == pytest.approx(auroc, abs=5e-5)
+    assert found["noisy_share"] == pytest.approx(noisy_share, abs=5e-4)
+    assert found["effective_size"] == pytest.approx(size, abs=0.6)
+
+
+def test_report_says_nothing_of_noise_that_is_not_there():
+    assert get_weight.weight_report(np.array([0.1, 0.9]), np.array([False, False])) == {}
+
+
+def test_image_keys_are_sorted_and_distinct():
+    keys = image_keys(["b", "a", "c"])
+    assert keys.dtype == torch.int64 and (keys[1:] > keys[:-1]).all()
+    assert torch.equal(keys, image_keys(["c", "b", "a"]))
+
+
+def write_run(root, name, seed, bf, finished=True):
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text(json.dumps({"seed": seed, "epochs": 3}))
+    rows = [{"epoch": 0}] + [
+        {"split": "test", "test_iou": 0.5, "test_miou": 0.5, "test_dice": 0.5, "test_bf": bf}
+    ] * finished
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_table_means_deviations_and_closed_gap(tmp_path, capsys):
+    for seed, (low, method, high) in enumerate([(0.5, 0.8, 0.9), (0.6, 0.7, 1.0)]):
+        write_run(tmp_path, f"noise60/no_weight_s{seed}", seed, low)
+        write_run(tmp_path, f"noise60/kd_bf_s{seed}", seed, method)
+        write_run(tmp_path, f"noise0/clean_s{seed}", seed, high)
+    write_run(tmp_path, "noise60/decoupling_s0", 0, 0.1, finished=False)
+    table = report.main(report.Args([str(tmp_path)])).set_index("row")
+    assert table.index.tolist() == ["clean", "no_weight", "kd_bf"]
+    assert table.loc["kd_bf", "BF"] == pytest.approx(0.75) and table.loc["kd_bf", "seeds"] == 2
+    assert table.loc["kd_bf", "BF std"] == pytest.approx(np.std([0.8, 0.7], ddof=1))
+    assert table.loc["kd_bf", "closed"] == pytest.approx((0.75 - 0.55) / (0.95 - 0.55))
+    text = (tmp_path / "table.md").read_text()
+    assert "| 60 | kd_bf | 0.500 ± 0.000 | 0.500 ± 0.000 | 0.500 ± 0.000 | 0.750 ± 0.071 | 50% | 2 |" in text
+    assert "not finished: noise60/decoupling, seed 0: 1 of 3 epochs" in text
+    assert pd.read_csv(tmp_path / "table.csv")["row"].tolist() == table.index.tolist()
+
+
+@pytest.mark.parametrize(
+    "tool", ["predict_mask", "get_weight", "report", "prepare_data", "add_noise", "generate_noisy_label"]
+)
+def test_tools_run_as_files_from_anywhere(tool, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / f"utils/{tool}.py"), "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "Run" in done.stdout
