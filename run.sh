@@ -21,10 +21,17 @@ OP=${OP:-both} LEVELS=${LEVELS:-6 10} NOISE=${NOISE:-60} TEACHER=${TEACHER:-trus
 ARCH=${ARCH:-Unet} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none} OPTIMIZER=${OPTIMIZER:-adamw}
 LR=${LR:-1e-3} BATCH=${BATCH:-8} AUGMENT=${AUGMENT:-flip} SELECT=${SELECT:-best} TEST=${TEST:-}
 if [ -n "${DATA:-}" ]; then SIZE=${SIZE:-321} EPOCHS=${EPOCHS:-40} FOLDS=${FOLDS:-3}
-else SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-8} FOLDS=${FOLDS:-2}; fi
+else SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-6} FOLDS=${FOLDS:-2}; fi
 TEACHER_EPOCHS=${TEACHER_EPOCHS:-$((EPOCHS > 60 ? EPOCHS : 60))}
 VALID=${VALID:-$TEACHER}
 case $OP in both|erode|dilate) ;; *) echo "error: OP=$OP: both, erode or dilate" >&2; exit 2 ;; esac
+if [ "$TEACHER" = trusted ] && [ ! -f "$TRUSTED" ]; then
+  [[ $TRUSTED =~ ^[1-9][0-9]*$ ]] || { echo "error: TRUSTED=$TRUSTED: a number of images, or a list of clean masks" >&2; exit 2; }
+  if [[ " $NOISE " == *" 0 "* ]] && [ "$MODE" = sweep ]; then
+    echo "error: NOISE=0 takes your masks as they are: name a list of clean ones with TRUSTED=list.csv, or TEACHER=folds" >&2
+    exit 2
+  fi
+fi
 case $TEACHER in trusted|folds) ;; *) echo "error: TEACHER=$TEACHER: trusted or folds" >&2; exit 2 ;; esac
 
 if [ -z "$DRY_RUN" ]; then
@@ -48,6 +55,7 @@ STARTED=$SECONDS
 trap 'trap - INT TERM; echo "interrupted; the same command goes on from here" >&2; kill 0' INT TERM
 FAILED=()
 LOGS=runs
+declare -A STARTED_RUNS=()
 
 wanted() { [ -z "$ONLY" ] || [[ " $ONLY " == *" $1 "* ]]; }
 stage() { # a tool: what it prints is shown; its failure ends the sweep, since all that follows needs it
@@ -55,17 +63,31 @@ stage() { # a tool: what it prints is shown; its failure ends the sweep, since a
   "$PY" "$@"
 }
 run() { # log name, script, flags...: a training run, in the background up to JOBS at a time
-  local name=$1; shift
+  local name=$1
+  shift
+  if [ -n "${STARTED_RUNS[$name]:-}" ]; then return; fi # the clean row and the trusted teacher serve every ratio
+  STARTED_RUNS[$name]=1
   if [ -n "$DRY_RUN" ]; then echo "python $*"; return; fi
   while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n || true; done
   mkdir -p "$LOGS/logs"
   local log=$LOGS/logs/${name//\//_}.log
-  rm -f "$log.failed"
+  rm -f "$log.failed" "$log.done"
   (
     trap - INT TERM
-    if "${LAUNCH[@]}" "$@" >"$log" 2>&1; then echo "[$((SECONDS - STARTED)) s] $name: $(tail -n 1 "$log" | cut -c1-150)"
+    if "${LAUNCH[@]}" "$@" >"$log" 2>&1; then
+      touch "$log.done"
+      echo "[$((SECONDS - STARTED)) s] $name: $(tail -n 1 "$log" | cut -c1-150)"
     else echo "$?" >"$log.failed"; echo "[$((SECONDS - STARTED)) s] $name FAILED: $(tail -n 1 "$log") ($log)"; fi
   ) &
+}
+await() { # log names of runs that what follows needs; false if one of them failed
+  if [ -n "$DRY_RUN" ]; then return; fi
+  local name log
+  for name in "$@"; do
+    log=$LOGS/logs/${name//\//_}.log
+    while [ ! -e "$log.done" ] && [ ! -e "$log.failed" ] && [ -n "$(jobs -rp)" ]; do wait -n || true; done
+    if [ ! -e "$log.done" ]; then return 1; fi
+  done
 }
 finish() { # wait for all runs, then say which failed
   while [ -n "$(jobs -rp)" ]; do wait -n || true; done
@@ -104,57 +126,48 @@ first_folder() { # the first of these names that is a folder in DATA
   exit 2
 }
 
-train_flags() { # list of flags that all runs of the sweep share
+train_flags() { # FLAGS: what all runs of the sweep share
   FLAGS=(--run_dir "$LOGS" --batch-size "$BATCH" --learning-rate "$LR" --size "$SIZE" --arch "$ARCH" --encoder "$ENCODER"
     --encoder-weights "$ENCODER_WEIGHTS" --optimizer "$OPTIMIZER" --weight-decay 1e-2 --scheduler cosine
     --precision "$PRECISION")
 }
 
-weights() { # ratio, training list: the teacher's masks and the three weight lists of this ratio
-  local ratio=$1 list=$2 masks=$LOGS/masks/$TEACHER checkpoints=() k
+start_teacher() { # ratio, training list: begin what the weights of this ratio need
+  local ratio=$1 list=$2 k
+  TEACHERS=(teacher)
   if [ "$TEACHER" = trusted ]; then
     run teacher train_without_weight.py --name teacher --train_csv "$TRUSTED_LIST" --valid_csv "$TRUSTED_LIST" \
       --test_csv "$TEST" --epochs "$TEACHER_EPOCHS" --augment strong --select last "${FLAGS[@]}"
-    finish
-    stop_if_failed
-    stage utils/predict_mask.py --list "$LISTS/train.csv" --checkpoint "$LOGS/teacher/last.pt" --out "$masks" --trusted \
-      --precision "$PRECISION"
-  else
-    masks+=_$ratio
-    stage utils/prepare_data.py folds "$list" --k "$FOLDS" --out "$LOGS/folds$ratio"
-    for ((k = 0; k < FOLDS; k++)); do
-      run "noise$ratio/fold$k" train_without_weight.py --name "folds$ratio/teacher$k" --train_csv "$LOGS/folds$ratio/fold${k}_train.csv" \
-        --valid_csv "$LOGS/folds$ratio/fold${k}_held_out.csv" --epochs "$EPOCHS" --augment strong --select last "${FLAGS[@]}"
-      checkpoints+=("$LOGS/folds$ratio/teacher$k/last.pt")
-    done
-    finish
-    stop_if_failed
-    stage utils/predict_mask.py --list "$list" --checkpoint "${checkpoints[@]}" --folds "$FOLDS" --out "$masks" \
-      --precision "$PRECISION"
+    return
   fi
-  stage utils/get_weight.py --list "$list" --teacher "$masks" --name "$TEACHER" --out "$LOGS/weights"
+  stage utils/prepare_data.py folds "$list" --k "$FOLDS" --out "$LOGS/folds$ratio"
+  TEACHERS=()
+  for ((k = 0; k < FOLDS; k++)); do
+    TEACHERS+=("folds$ratio/teacher$k")
+    run "folds$ratio/teacher$k" train_without_weight.py --name "folds$ratio/teacher$k" \
+      --train_csv "$LOGS/folds$ratio/fold${k}_train.csv" --valid_csv "$LOGS/folds$ratio/fold${k}_held_out.csv" \
+      --epochs "$EPOCHS" --augment strong --select last "${FLAGS[@]}"
+  done
 }
 
-stop_if_failed() { # without a teacher there is nothing to compare
-  if [ ${#FAILED[@]} -gt 0 ]; then
-    echo "the teacher failed; its log: ${FAILED[*]}" >&2
-    exit 1
-  fi
+weights() { # ratio, training list: the teacher's masks and the three weight lists of this ratio
+  local list=$2 masks=$LOGS/masks/$TEACHER checkpoints=("${TEACHERS[@]/#/$LOGS/}") how=(--folds "$FOLDS")
+  checkpoints=("${checkpoints[@]/%//last.pt}")
+  if [ "$TEACHER" = trusted ]; then how=(--trusted); else masks+=_$1; fi
+  await "${TEACHERS[@]}" &&
+    stage utils/predict_mask.py --list "$list" --checkpoint "${checkpoints[@]}" "${how[@]}" --out "$masks" \
+      --precision "$PRECISION" &&
+    stage utils/get_weight.py --list "$list" --teacher "$masks" --name "$TEACHER" --out "$LOGS/weights"
 }
 
 sweep() {
   split_data
   local default=$SET-$OP-$TEACHER-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep
   SWEEP=${SWEEP:-$default} LOGS=runs/${SWEEP:-$default}
-  rm -f "$LOGS"/logs/*.failed
+  rm -f "$LOGS"/logs/*.failed "$LOGS"/logs/*.done
   train_flags
-  local own=" $NOISE "
   TRUSTED_LIST=$LISTS/$OP/trusted.csv
   if [ -f "$TRUSTED" ]; then TRUSTED_LIST=$TRUSTED TRUSTED=0; fi
-  if [[ $own == *" 0 "* ]] && [ "$TEACHER" = trusted ] && [ "$TRUSTED" != 0 ]; then
-    echo "error: NOISE=0 takes your masks as they are: name a list of clean ones with TRUSTED=list.csv, or TEACHER=folds" >&2
-    exit 2
-  fi
   local noisy=${NOISE//[^0-9 ]/}
   [ "$noisy" = 0 ] || stage utils/generate_noisy_label.py --train_csv "$LISTS/train.csv" --valid_csv "$LISTS/valid.csv" \
     --ratios $(printf '%s\n' $NOISE | grep -vx 0) --levels $LEVELS --op "$OP" --trusted "$TRUSTED" \
@@ -166,32 +179,38 @@ sweep() {
   [ -n "$DRY_RUN" ] || echo "done in $((SECONDS - STARTED)) s; the table is in $LOGS/table.md and table.csv"
 }
 
-one_ratio() { # every row of one noise ratio, all seeds
-  local ratio=$1 list=$LISTS/$OP/train_noisy_$1.csv valid=$LISTS/$OP/valid_noisy_$1.csv seed score
+one_ratio() { # every row of one noise ratio, all seeds; those that need no weights while the teacher is trained
+  local ratio=$1 list=$LISTS/$OP/train_noisy_$1.csv valid=$LISTS/$OP/valid_noisy_$1.csv seed score stem weighted=""
   if [ "$ratio" = 0 ]; then list=$LISTS/train.csv valid=$LISTS/valid.csv; fi
   if [ "$VALID" = trusted ]; then valid=$TRUSTED_LIST; fi
-  if [ -z "$ONLY" ] || [[ $ONLY == *teacher_* || $ONLY == *kd_* ]]; then weights "$ratio" "$list"; fi
-  local stem
-  stem=$LOGS/weights/$(basename "$list" .csv)_${TEACHER}_weight
+  if [ -z "$ONLY" ] || [[ $ONLY == *teacher_* || $ONLY == *kd_* ]]; then weighted=1; fi
+  row() { # row name, script, list, flags...
+    local name=$1 script=$2 train=$3 folder=noise$ratio
+    shift 3
+    if [ "$name" = clean ]; then folder=noise0; fi
+    wanted "$name" || return 0
+    run "$folder/${name}_s$seed" "$script" --name "$folder/${name}_s$seed" --train_csv "$train" --valid_csv "$valid" \
+      --test_csv "$TEST" --epochs "$EPOCHS" --augment "$AUGMENT" --select "$SELECT" --seed "$seed" "${FLAGS[@]}" "$@"
+  }
+  if [ -n "$weighted" ]; then start_teacher "$ratio" "$list"; fi
   for seed in $SEEDS; do
-    local common=(--valid_csv "$valid" --test_csv "$TEST" --epochs "$EPOCHS" --augment "$AUGMENT" --select "$SELECT"
-      --seed "$seed" "${FLAGS[@]}")
-    row() { # row name, script, list, flags...
-      local name=$1 script=$2 train=$3 folder=noise$ratio
-      shift 3
-      if [ "$name" = clean ]; then folder=noise0; fi
-      wanted "$name" || return 0
-      run "$folder/${name}_s$seed" "$script" --name "$folder/${name}_s$seed" --train_csv "$train" "${common[@]}" "$@"
-    }
+    row decoupling train_decoupling.py "$list"
+    row co_teaching train_co_teaching.py "$list" --num-gradual $((EPOCHS / 10 + 1))
+    row co_teaching+ train_co_teaching+.py "$list" --num-gradual $((EPOCHS / 10 + 1))
     if [ "$ratio" != 0 ]; then row clean train_without_weight.py "$LISTS/train.csv"; fi
     row no_weight train_without_weight.py "$list"
+  done
+  if [ -z "$weighted" ]; then return; fi
+  if ! weights "$ratio" "$list"; then
+    FAILED+=("no weights for noise $ratio %, so none of the rows with weights")
+    return
+  fi
+  stem=$LOGS/weights/$(basename "$list" .csv)_${TEACHER}_weight
+  for seed in $SEEDS; do
     for score in miou bf bm; do row teacher_$score train_with_Teacher_weight.py "${stem}_${score}score.csv"; done
     for score in miou bf bm; do
       row kd_$score train_with_KDweight.py "${stem}_${score}score.csv" --quality $score --warmup $((EPOCHS / 10))
     done
-    row decoupling train_decoupling.py "$list"
-    row co_teaching train_co_teaching.py "$list" --num-gradual $((EPOCHS / 10 + 1))
-    row co_teaching+ train_co_teaching+.py "$list" --num-gradual $((EPOCHS / 10 + 1))
   done
 }
 
@@ -212,9 +231,9 @@ paper() { # the published setting; the ten command lines are those of the origin
     run teacher train_without_weight.py --name paper_teacher --train_csv $csv/trusted.csv --valid_csv $csv/trusted.csv \
       --epochs 400 --batch-size 4 --learning-rate 1e-3 --optimizer adamw --scheduler cosine --arch DeepLabV3Plus --encoder resnet50 \
       --augment strong --select last
-    finish
-    stop_if_failed
-    stage utils/predict_mask.py --list $csv/train_noisy_60.csv --checkpoint runs/paper_teacher/last.pt --out runs/paper_masks --trusted
+    await teacher || { echo "error: the teacher failed; its log: runs/logs/teacher.log" >&2; exit 1; }
+    stage utils/predict_mask.py --list $csv/train_noisy_60.csv --checkpoint runs/paper_teacher/last.pt \
+      --out runs/paper_masks --trusted
     stage utils/get_weight.py --list $csv/train_noisy_60.csv --teacher runs/paper_masks --name PointRend --out $csv
   fi
   published() { # name, script, training list
@@ -240,7 +259,7 @@ paper() { # the published setting; the ten command lines are those of the origin
 "$MODE"
 
 if [ ${#FAILED[@]} -gt 0 ]; then
-  echo "${#FAILED[@]} of the runs failed; their logs:" >&2
+  echo "${#FAILED[@]} failed; what and where:" >&2
   printf '  %s\n' "${FAILED[@]}" >&2
   exit 1
 fi

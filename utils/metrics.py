@@ -24,7 +24,8 @@ def binary_scores(inter, pred, mask, pixels, boundary: BoundaryCounts) -> dict:
     """
     iou = ratio(inter, pred + mask - inter)
     background = ratio(pixels - pred - mask + inter, pixels - inter)
-    bf, miou = boundary_f(boundary, same=pred == mask), (iou + background) / 2
+    same = (pred == inter) & (mask == inter)  # equal areas are not enough: void can lie between two regions
+    bf, miou = boundary_f(boundary, same), (iou + background) / 2
     return {"iou": iou, "miou": miou, "dice": ratio(2 * inter, pred + mask), "bf": bf, "bm": (bf + miou) / 2}
 
 
