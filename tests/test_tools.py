@@ -183,6 +183,8 @@ def write_run(root, name, seed, bf, finished=True):
     folder = root / name
     folder.mkdir(parents=True)
     (folder / "args.json").write_text(json.dumps({"seed": seed, "epochs": 3}))
+    env = {"commit": "0123456789abcdef", "dirty": False, "torch": "2.x", "device": "cpu"}
+    (folder / "env.json").write_text(json.dumps(env))
     rows = [{"epoch": 0}] + [
         {"split": "test", "test_iou": 0.5, "test_miou": 0.5, "test_dice": 0.5, "test_bf": bf}
     ] * finished
@@ -214,3 +216,15 @@ def test_tools_run_as_files_from_anywhere(tool, tmp_path):
         [sys.executable, str(ROOT / f"utils/{tool}.py"), "--help"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0 and "Run" in done.stdout
+
+
+def test_table_goes_into_a_block_of_a_page(tmp_path):
+    write_run(tmp_path, "noise60/no_weight_s0", 0, 0.5)
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- /a -->\nafter\n")
+    report.main(report.Args([str(tmp_path)], page=str(page), block="a"))
+    text = page.read_text()
+    assert text.startswith("before\n<!-- a -->\n| noise %") and text.endswith("<!-- /a -->\nafter\n")
+    assert "old" not in text and "commit 0123456789, torch 2.x, cpu" in text
+    with pytest.raises(InputError, match="no block <!-- b -->"):
+        report.main(report.Args([str(tmp_path)], page=str(page), block="b"))

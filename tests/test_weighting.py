@@ -19,6 +19,7 @@ from utils.methods.weighting import (
     student_quality,
     weighted_loss,
 )
+from utils.metrics import pair_scores
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -150,11 +151,15 @@ def test_no_gradient_through_the_student():
 
 
 @pytest.mark.parametrize("quality", ["miou", "bf", "bm", "iou", "dice"])
-def test_student_quality_is_0_to_1_and_1_for_the_annotation(quality):
-    logits, mask, _ = draw(3)
-    found = student_quality(hard(logits), mask, quality)
-    assert found.dtype == torch.float32 and ((found >= 0) & (found < 1)).all()
-    assert student_quality(mask, mask, quality).tolist() == [1] * 5
+def test_student_quality_is_the_score_of_the_weight_lists(quality):
+    pred, mask = torch.zeros(2, 3, 20, 24, dtype=torch.uint8)
+    mask[:, :, :9] = 1
+    for i, width in enumerate((8, 13, 9)):
+        pred[i, :, :width] = 1
+    found = student_quality(pred, mask, quality)
+    expected = [pair_scores(p, m)[quality] for p, m in zip(pred.numpy(), mask.numpy(), strict=True)]
+    assert found.dtype == torch.float32 and found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert found[1] < 0.85 and found[2] == 1
 
 
 def test_weights_by_hand():

@@ -1,6 +1,7 @@
-"""Gathers the test lines of a sweep into one table, on the terminal, as table.md and as table.csv.
+"""Gathers the test lines of a sweep into one table: on the terminal, as table.md and table.csv, or into a page.
 
 Run   python utils/report.py runs/demo-both
+      python utils/report.py runs/demo-both --page benchmarks/nlkd.md --block demo
 """
 
 import json
@@ -17,7 +18,8 @@ import pandas as pd
 
 from utils.args import launch
 from utils.errors import InputError
-from utils.lists import write_list
+from utils.get_weight import weight_report
+from utils.lists import read_list, write_list
 from utils.logs import read_jsonl
 
 ORDER = ("teacher", "clean", "no_weight", "teacher_miou", "teacher_bf", "teacher_bm", "kd_miou", "kd_bf", "kd_bm")
@@ -28,6 +30,8 @@ SCORES = {"test_iou": "IoU", "test_miou": "mIoU", "test_dice": "Dice", "test_bf"
 class Args:
     runs: Annotated[list[str], "sweep folders, or single run folders", "positional"]
     out: Annotated[str, "folder of table.md and table.csv; empty: the first of the runs"] = ""
+    page: Annotated[str, "page whose block <!-- NAME --> ... <!-- /NAME --> is replaced by the tables"] = ""
+    block: Annotated[str, "NAME of that block"] = ""
 
 
 def main(args: Args) -> pd.DataFrame:
@@ -36,10 +40,47 @@ def main(args: Args) -> pd.DataFrame:
     table = summary(found)
     out = Path(args.out or args.runs[0])
     write_list(table, out / "table.csv")
-    text = as_markdown(table, found)
+    text = as_markdown(table, found) + weight_table(args.runs) + provenance(args.runs)
     (out / "table.md").write_text(text + "\n")
+    if args.page:
+        fill_block(Path(args.page), args.block, text)
     print(text)
     return table
+
+
+def weight_table(folders) -> str:
+    """How well the weight lists of the sweeps find the noisy masks, as a table; nothing where the noise is unknown."""
+    lines = []
+    for path in sorted(p for folder in folders for p in Path(folder).glob("weights/*score.csv")):
+        frame = read_list(path, ("img", "weight"))
+        noisy = frame["iterations"].to_numpy() > 0 if "iterations" in frame else None
+        found = {} if noisy is None else weight_report(frame["weight"].to_numpy(), noisy)
+        if found:
+            size = f"{found['effective_size']:.0f} of {len(frame)}"
+            scores = f"{found['auroc']:.4f} | {found['ap']:.4f} | {found['noisy_share']:.3f}"
+            lines.append(f"| {path.stem.replace('_weight', '')} | {scores} | {size} |")
+    head = "\n\n| weights | AUROC clean | AP clean | noisy share of weight | effective size |\n|---|---|---|---|---|\n"
+    return head + "\n".join(lines) if lines else ""
+
+
+def provenance(folders) -> str:
+    """Commits, torch and machine of the runs, in one line."""
+    found = {}
+    for path in sorted(p for folder in folders for p in Path(folder).rglob("env.json")):
+        env = json.loads(path.read_text())
+        dirty = " with local changes" if env["dirty"] else ""
+        found |= {f"commit {env['commit'][:10] or 'unknown'}{dirty}, torch {env['torch']}, {env['device']}": None}
+    return f"\n\nMeasured: {'; '.join(found)}."
+
+
+def fill_block(page: Path, name: str, text: str) -> None:
+    """Put `text` between the marks of a block in a page; InputError if the page has no such block."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = (page.read_text() if page.exists() else "").partition(start)
+    _, mark, after = rest.partition(end)
+    if not mark:
+        raise InputError(f"{page}: no block {start} ... {end}; add these two lines where the table shall stand")
+    page.write_text(f"{before}{start}\n{text}\n{end}{after}")
 
 
 def collect(folders) -> pd.DataFrame:
