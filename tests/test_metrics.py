@@ -131,6 +131,7 @@ def test_class_means_by_definition(classes):
         pred, mask = random_classes(seed, classes)
         pred[0], mask[0] = 0, np.where(mask[0] == 255, 255, 0)  # one class in both, the others absent
         mask[1] = 255  # nothing annotated
+        pred[2], mask[2] = pred[2] % 2, np.where(mask[2] == 255, 255, mask[2] % 2)  # at most two classes, badly
         for found in both_paths(pred, mask, classes):
             for i in range(len(pred)):
                 expected = class_scores_by_definition(pred[i], mask[i], classes)

@@ -27,7 +27,7 @@ def evaluate(run, net, loader) -> dict[str, float]:
         counts += of_batch
         accuracy = ratio(of_batch.diagonal().sum(), of_batch.sum())
         one, n = torch.ones((), device=run.device), torch.tensor(float(len(mask)), device=run.device)
-        new = [n, scores["dice"].sum(), scores["bf"].sum(), one, accuracy / (2 - accuracy)]
+        new = [n, scores["dice"].double().sum(), scores["bf"].double().sum(), one, accuracy / (2 - accuracy)]
         sums += torch.stack([x.double() for x in new])
     images, dice, bf, batches, compat = run.sum(sums).tolist()
     assert images == len(loader.dataset), f"{images} images evaluated of {len(loader.dataset)}"
