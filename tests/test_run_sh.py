@@ -146,8 +146,6 @@ def test_no_module_shadows_the_standard_library():
 
 
 def test_weights_and_noise_tools_do_not_wait_for_torch_where_they_need_none():
-    code = (
-        "import sys; import utils.prepare_data, utils.generate_noisy_label; print('torch' in sys.modules)"
-    )
+    code = "import sys; import utils.prepare_data, utils.generate_noisy_label; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

@@ -19,6 +19,7 @@ BASE = "train_without_weight.py"
 SMALL = ["--size", "16", "--arch", "PlainUNet", "--width", "4", "--batch-size", "4", "--learning-rate", "0.05"]
 SMALL += ["--optimizer", "sgd", "--cpu"]
 NEUTRAL = {
+    "train_with_weight.py": ["--train_csv", "ones.csv"],
     "train_with_Teacher_weight.py": ["--train_csv", "ones.csv"],
     "train_with_KDweight.py": ["--train_csv", "ones.csv", "--t-start", "0", "--t-end", "0", "--warmup", "0"],
     "train_decoupling.py": ["--init-epochs", "99", "--unit", "image"],
@@ -89,7 +90,7 @@ def test_neutral_setting_is_the_baseline(script, tiny, tmp_path):
 @pytest.mark.parametrize("script", NEUTRAL)
 def test_method_differs_from_the_baseline_elsewhere(script, tiny, tmp_path):
     flags = {"train_with_KDweight.py": ["--warmup", "0"], "train_decoupling.py": []}.get(script, ["--num-gradual", "1"])
-    flags = [] if "Teacher" in script else flags
+    flags = [] if "eacher_weight" in script or script == "train_with_weight.py" else flags
     plain = launch(BASE, tiny, tmp_path, "plain", "--epochs", "3")
     method = launch(script, tiny, tmp_path, "method", "--epochs", "3", *flags)
     assert not same(plain[0], method[0])
