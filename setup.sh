@@ -5,7 +5,10 @@ satisfied() { # python, requirement files...
   [ -x "$(command -v "$1")" ] && "$1" - "${@:2}" <<'CHECK' 2>/dev/null
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pip._vendor.packaging.requirements import Requirement
+try:
+    from packaging.requirements import Requirement
+except ImportError:
+    from pip._vendor.packaging.requirements import Requirement
 if sys.version_info < (3, 11):
     sys.exit(1)
 for path in sys.argv[1:]:

@@ -228,3 +228,12 @@ def test_table_goes_into_a_block_of_a_page(tmp_path):
     assert "old" not in text and "commit 0123456789, torch 2.x, cpu" in text
     with pytest.raises(InputError, match="no block <!-- b -->"):
         report.main(report.Args([str(tmp_path)], page=str(page), block="b"))
+
+
+def test_teachers_of_folds_are_no_rows_and_no_folder_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="no run folder there"):
+        report.main(report.Args([str(tmp_path)]))
+    write_run(tmp_path, "folds60/teacher0", 0, 0.5, finished=False)
+    (tmp_path / "folds60/teacher0/args.json").write_text(json.dumps({"seed": 0, "epochs": 1, "test_csv": ""}))
+    assert report.main(report.Args([str(tmp_path)])).empty
+    assert (tmp_path / "table.md").read_text().startswith("no tested runs")

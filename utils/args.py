@@ -117,6 +117,9 @@ def _one_line():
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _add_flags(parser, cls) -> None:

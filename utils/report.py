@@ -92,13 +92,16 @@ def collect(folders) -> pd.DataFrame:
             log = read_jsonl(path.with_name("log.jsonl"))
             test = next((line for line in log if line.get("split") == "test"), {})
             name = re.sub(r"_s\d+$", "", path.parent.name)
-            state = "finished" if test else f"{sum('epoch' in line for line in log)} of {args['epochs']} epochs"
+            epochs = sum("epoch" in line for line in log)
+            if epochs == args["epochs"] and not args.get("test_csv", "yes"):
+                continue  # a teacher of a fold: trained, never tested
+            state = "finished" if test else f"{epochs} of {args['epochs']} epochs"
             row = {"noise": path.parent.parent.name if name != "teacher" else "", "row": name, "seed": args["seed"]}
             row |= {"state": state, "epoch": test.get("best_epoch")}
             rows.append(row | {column: test.get(key) for key, column in SCORES.items()})
-    if not rows:
+    if not any(True for folder in folders for _ in Path(folder).rglob("args.json")):
         raise InputError(f"{', '.join(map(str, folders))}: no run folder there (a run has an args.json)")
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["noise", "row", "seed", "state", "epoch", *SCORES.values()])
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
@@ -125,6 +128,8 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
 
 def as_markdown(table: pd.DataFrame, found: pd.DataFrame) -> str:
     """The table for a page: mean +- std over seeds, and below it what is not finished."""
+    if found.empty:
+        return "no tested runs"
     lines = ["| noise % | row | IoU | mIoU | Dice | BF | BF gap closed | seeds |", "|---|---|---|---|---|---|---|---|"]
     for row in table.to_dict("records"):
         scores = [_number(row[score], row[f"{score} std"]) for score in SCORES.values()]
