@@ -11,37 +11,54 @@
 #   TEACHER=trusted|folds  TRUSTED=20 or a list of clean masks  TEACHER_EPOCHS  VALID=trusted|noisy  SELECT=best|last
 #   ONLY="no_weight kd_bf"  NPROC (torchrun processes a run)  JOBS (runs at a time)  SWEEP (its name)  DRY_RUN=1
 set -euo pipefail
+for name in DATA TEST TRUSTED; do # files of the caller's folder
+  if [ -n "${!name:-}" ] && [ -e "${!name}" ] && ! [ "$PWD" -ef "$(dirname "$0")" ]; then declare "$name=$(realpath "${!name}")"; fi
+done
 cd "$(dirname "$0")"
 . ./setup.sh
 
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
 MODE=${1:-sweep}
-[ "$MODE" = paper ] || [ "$MODE" = sweep ] || { echo "error: ./run.sh $MODE: say nothing, or 'paper'" >&2; exit 2; }
+ROWS="clean no_weight teacher_miou teacher_bf teacher_bm kd_miou kd_bf kd_bm decoupling co_teaching co_teaching+ weights"
+[ "$MODE" = paper ] || [ "$MODE" = sweep ] || fail "./run.sh $MODE: say nothing, or 'paper'"
 NPROC=${NPROC:-1} DRY_RUN=${DRY_RUN:-} ONLY=${ONLY:-} SEEDS=${SEEDS:-0}
 OP=${OP:-both} LEVELS=${LEVELS:-6 10} NOISE=${NOISE:-60} TEACHER=${TEACHER:-trusted} TRUSTED=${TRUSTED:-20}
 ARCH=${ARCH:-Unet} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none} OPTIMIZER=${OPTIMIZER:-adamw}
 LR=${LR:-1e-3} BATCH=${BATCH:-8} AUGMENT=${AUGMENT:-flip} SELECT=${SELECT:-best} TEST=${TEST:-}
 if [ -n "${DATA:-}" ]; then SIZE=${SIZE:-321} EPOCHS=${EPOCHS:-40} FOLDS=${FOLDS:-3}
 else SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-6} FOLDS=${FOLDS:-2}; fi
+[[ $EPOCHS =~ ^[1-9][0-9]*$ ]] || fail "EPOCHS=$EPOCHS: a whole number of 1 or more"
 TEACHER_EPOCHS=${TEACHER_EPOCHS:-$((EPOCHS > 60 ? EPOCHS : 60))}
 VALID=${VALID:-$TEACHER}
-case $OP in both|erode|dilate) ;; *) echo "error: OP=$OP: both, erode or dilate" >&2; exit 2 ;; esac
+for name in EPOCHS SIZE BATCH NPROC TEACHER_EPOCHS FOLDS ${JOBS:+JOBS}; do
+  [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "$name=${!name}: a whole number of 1 or more"
+done
+[[ " $NOISE " =~ ^(\ +(0|[1-9][0-9]?|100))+\ +$ ]] || fail "NOISE=$NOISE: percentages from 0 to 100, separated by blanks"
+[[ " $SEEDS " =~ ^(\ +[0-9]+)+\ +$ ]] || fail "SEEDS=$SEEDS: numbers separated by blanks"
+case $TEACHER in trusted|folds) ;; *) fail "TEACHER=$TEACHER: trusted or folds" ;; esac
+case $VALID in trusted|noisy|folds) ;; *) fail "VALID=$VALID: trusted or noisy" ;; esac
+for name in $ONLY; do
+  [ "$MODE" = paper ] || [[ " $ROWS " == *" $name "* ]] || fail "ONLY=$ONLY: no row $name; rows are $ROWS"
+done
+case $OP in both|erode|dilate) ;; *) fail "OP=$OP: both, erode or dilate" ;; esac
 if [ "$TEACHER" = trusted ] && [ ! -f "$TRUSTED" ]; then
-  [[ $TRUSTED =~ ^[1-9][0-9]*$ ]] || { echo "error: TRUSTED=$TRUSTED: a number of images, or a list of clean masks" >&2; exit 2; }
+  [[ $TRUSTED =~ ^[1-9][0-9]*$ ]] || fail "TRUSTED=$TRUSTED: a number of images, or a list of clean masks"
   if [[ " $NOISE " == *" 0 "* ]] && [ "$MODE" = sweep ]; then
-    echo "error: NOISE=0 takes your masks as they are: name a list of clean ones with TRUSTED=list.csv, or TEACHER=folds" >&2
-    exit 2
+    fail "NOISE=0 takes your masks as they are: name a list of clean ones with TRUSTED=list.csv, or TEACHER=folds"
   fi
 fi
-case $TEACHER in trusted|folds) ;; *) echo "error: TEACHER=$TEACHER: trusted or folds" >&2; exit 2 ;; esac
 
 if [ -z "$DRY_RUN" ]; then
   set_up requirements.txt
   CORES=$(nproc)
   if "$PY" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    GPU=1 JOBS=${JOBS:-1} PRECISION=${PRECISION:-bf16}
+    JOBS=${JOBS:-1} PRECISION=${PRECISION:-bf16}
   else
     # two small runs side by side use two cores better than one after the other
-    GPU="" JOBS=${JOBS:-$((CORES < 4 ? CORES : 4))}
+    JOBS=${JOBS:-$((CORES < 4 ? CORES : 4))}
     if [ -z "${PRECISION:-}" ]; then grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo && PRECISION=bf16 || PRECISION=fp32; fi
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((CORES > JOBS * NPROC ? CORES / (JOBS * NPROC) : 1))}
     export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # a busy wait stalls everything as soon as the cores are shared
@@ -122,8 +139,7 @@ first_folder() { # the first of these names that is a folder in DATA
   local name
   for name in "$@"; do [ -d "$DATA/$name" ] && { echo "$DATA/$name"; return; }; done
   if [ -n "$DRY_RUN" ]; then echo "$DATA/$1"; return; fi
-  echo "error: DATA=$DATA: no such list, or no folder in it named ${*// /, }" >&2
-  exit 2
+  fail "DATA=$DATA: no such list, or no folder in it named $*"
 }
 
 train_flags() { # FLAGS: what all runs of the sweep share
@@ -162,16 +178,19 @@ weights() { # ratio, training list: the teacher's masks and the three weight lis
 
 sweep() {
   split_data
-  local default=$SET-$OP-$TEACHER-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep
+  NOISED=$OP # the noise and the trusted list of other settings live beside it, not in its place
+  [ "$LEVELS" = "6 10" ] || NOISED+=-${LEVELS// /to}
+  [ "$TEACHER" = folds ] || [ "$TRUSTED" = 20 ] || [ -f "$TRUSTED" ] || NOISED+=-${TRUSTED}trusted
+  local default=$SET-$NOISED-$TEACHER-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep
   SWEEP=${SWEEP:-$default} LOGS=runs/${SWEEP:-$default}
   rm -f "$LOGS"/logs/*.failed "$LOGS"/logs/*.done
   train_flags
-  TRUSTED_LIST=$LISTS/$OP/trusted.csv
+  TRUSTED_LIST=$LISTS/$NOISED/trusted.csv
   if [ -f "$TRUSTED" ]; then TRUSTED_LIST=$TRUSTED TRUSTED=0; fi
   local noisy=${NOISE//[^0-9 ]/}
   [ "$noisy" = 0 ] || stage utils/generate_noisy_label.py --train_csv "$LISTS/train.csv" --valid_csv "$LISTS/valid.csv" \
     --ratios $(printf '%s\n' $NOISE | grep -vx 0) --levels $LEVELS --op "$OP" --trusted "$TRUSTED" \
-    --out-csv "$LISTS/$OP" --out-masks "data/$SET/$OP"
+    --out-csv "$LISTS/$NOISED" --out-masks "data/$SET/$NOISED"
   local ratio
   for ratio in $NOISE; do one_ratio "$ratio"; done
   finish
@@ -180,10 +199,10 @@ sweep() {
 }
 
 one_ratio() { # every row of one noise ratio, all seeds; those that need no weights while the teacher is trained
-  local ratio=$1 list=$LISTS/$OP/train_noisy_$1.csv valid=$LISTS/$OP/valid_noisy_$1.csv seed score stem weighted=""
+  local ratio=$1 list=$LISTS/$NOISED/train_noisy_$1.csv valid=$LISTS/$NOISED/valid_noisy_$1.csv seed score stem weighted=""
   if [ "$ratio" = 0 ]; then list=$LISTS/train.csv valid=$LISTS/valid.csv; fi
   if [ "$VALID" = trusted ]; then valid=$TRUSTED_LIST; fi
-  if [ -z "$ONLY" ] || [[ $ONLY == *teacher_* || $ONLY == *kd_* ]]; then weighted=1; fi
+  if [ -z "$ONLY" ] || [[ $ONLY == *teacher_* || $ONLY == *kd_* || $ONLY == *weights* ]]; then weighted=1; fi
   row() { # row name, script, list, flags...
     local name=$1 script=$2 train=$3 folder=noise$ratio
     shift 3
@@ -216,19 +235,24 @@ one_ratio() { # every row of one noise ratio, all seeds; those that need no weig
 
 paper() { # the published setting; the ten command lines are those of the original README
   SET=Supervisely LOGS=runs SWEEP=paper
-  local csv=data/csv name
-  if [ -z "$DRY_RUN" ] && [ ! -f $csv/test.csv ]; then
+  local csv=data/csv own=data/csv/Supervisely name
+  if [ -z "$DRY_RUN" ]; then
+    mkdir -p runs/logs
+    rm -f runs/logs/*.failed runs/logs/*.done
     if [ ! -d data/Supervisely/train ] || [ ! -d data/Supervisely/train_mask ]; then
       echo "error: data/Supervisely/train and train_mask are not there: put the 5711 images and masks (321x321, <id>.png) into them" >&2
       exit 2
     fi
-    stage utils/prepare_data.py folder --images data/Supervisely/train --masks data/Supervisely/train_mask --test 711 --out $csv
-    stage utils/generate_noisy_label.py --train_csv $csv/train.csv --valid_csv $csv/valid.csv --test_csv $csv/test.csv \
-      --preset nlkd --ratios 60 --trusted "$TRUSTED" --out-csv $csv --out-masks data/Supervisely
+    stage utils/prepare_data.py folder --images data/Supervisely/train --masks data/Supervisely/train_mask --test 711 --out $own
+    stage utils/generate_noisy_label.py --train_csv $own/train.csv --valid_csv $own/valid.csv --test_csv $own/test.csv \
+      --preset nlkd --ratios 60 --trusted 20 --out-csv $own --out-masks data/Supervisely
+    for name in test train_noisy_60 valid_noisy_60; do # the published lists, if they are here, stay
+      [ -f $csv/$name.csv ] || cp $own/$name.csv $csv/
+    done
   fi
   if [ -z "$DRY_RUN" ] && [ ! -f $csv/train_noisy_60_PointRend_weight_bfscore.csv ]; then
-    echo "the published PointRend weights are not in $csv: a DeepLabV3Plus trained on $TRUSTED clean images scores in their place"
-    run teacher train_without_weight.py --name paper_teacher --train_csv $csv/trusted.csv --valid_csv $csv/trusted.csv \
+    echo "the published PointRend weights are not in $csv: a DeepLabV3Plus trained on 20 clean images scores in their place"
+    run teacher train_without_weight.py --name paper_teacher --train_csv $own/trusted.csv --valid_csv $own/trusted.csv \
       --epochs 400 --batch-size 4 --learning-rate 1e-3 --optimizer adamw --scheduler cosine --arch DeepLabV3Plus --encoder resnet50 \
       --augment strong --select last
     await teacher || { echo "error: the teacher failed; its log: runs/logs/teacher.log" >&2; exit 1; }
@@ -261,5 +285,6 @@ paper() { # the published setting; the ten command lines are those of the origin
 if [ ${#FAILED[@]} -gt 0 ]; then
   echo "${#FAILED[@]} failed; what and where:" >&2
   printf '  %s\n' "${FAILED[@]}" >&2
+  echo "(a run that was made with other settings: give this sweep a name of its own with SWEEP=name)" >&2
   exit 1
 fi

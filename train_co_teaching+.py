@@ -86,7 +86,8 @@ def main(args: Args) -> None:
                 loss = selected_loss(losses[i], keep, kept if args.normalise == "selected" else len(keep))
                 run.step(nets[i], optimizers[i], schedules[i], loss, clip=args.clip_value, when=bool(kept > 0))
                 stats.add(loss=losses[i], disagree=differ.float(), **selection_stats(keep, batch["noisy"]))
-            window.add(*scores)
+            nested = args.order == "nested" and epoch >= args.init_epochs
+            window.add(*scores, among=differ if nested else None)
         scores = [evaluate(run, net, valid) for net in nets]
         both = named("valid_a", scores[0]) | named("valid_b", scores[1])
         run.log(epoch=epoch, seconds=run.seconds(), lr=rate, forget=forget, **stats.result(), **both)

@@ -55,9 +55,10 @@ def main(args: Args) -> None:
             keep = fall_back(keep, args.fallback)
             kept = run.mean(keep.sum())
             count = kept.clamp(min=args.least * len(keep)) if args.normalise == "selected" else len(keep)
+            some = bool(kept > 0)
             for net, optimizer, schedule, loss in zip(nets, optimizers, schedules, losses, strict=True):
                 loss = selected_loss(loss, keep, count)
-                run.step(net, optimizer, schedule, loss, clip=args.clip_value, when=bool(kept > 0))
+                run.step(net, optimizer, schedule, loss, clip=args.clip_value, when=some)
             for loss in losses:
                 stats.add(loss=loss, **selection_stats(keep, batch["noisy"]))
         scores = [evaluate(run, net, valid) for net in nets]

@@ -63,7 +63,8 @@ def main(args: Args) -> None:
                 student = student_quality(hard(logits), batch["mask"], quality, args.classes, args.theta0, args.theta)
                 stats.add(batch["noisy"], student=student)
             weight = mix_weights(batch["weight"], student, share, args.weight_floor)
-            run.step(net, optimizer, schedule, weighted_loss(loss, weight, args.normalise, run.mean(weight.mean())))
+            mean = run.mean(weight.mean()) if args.normalise == "weight" else None
+            run.step(net, optimizer, schedule, weighted_loss(loss, weight, args.normalise, mean))
             stats.add(batch["noisy"], loss=loss, weight=weight)
             stats.add(weight_square=weight**2)
         scores, means = evaluate(run, net, valid), stats.result()

@@ -33,7 +33,8 @@ def main(args: WeightArgs) -> None:
                 logits = net(batch["image"])
             loss = per_image_loss(logits, batch["mask"])
             weight = mix_weights(batch["weight"], None, 0.0, args.weight_floor)
-            run.step(net, optimizer, schedule, weighted_loss(loss, weight, args.normalise, run.mean(weight.mean())))
+            mean = run.mean(weight.mean()) if args.normalise == "weight" else None
+            run.step(net, optimizer, schedule, weighted_loss(loss, weight, args.normalise, mean))
             stats.add(batch["noisy"], loss=loss, weight=weight)
             stats.add(weight_square=weight**2)
         scores, means = evaluate(run, net, valid), stats.result()

@@ -147,6 +147,9 @@ def test_no_network_for_pretrained_weights(folder, monkeypatch):
         (["--learning-rate", "nan"], "--learning-rate nan"),
         (["--theta", "4"], "--theta 4"),
         (["--size", "-3"], "--size -3"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--classes", "3", "--compat", "nlkd"], "--compat nlkd"),
+        (["--arch", "PAN", "--encoder", "resnet18", "--size", "64"], "--arch PAN: cannot take --size 64"),
         (["--load", "nothing.pt"], "nothing.pt: no such checkpoint"),
     ],
 )
@@ -203,6 +206,33 @@ def test_a_script_started_as_a_file_ends_with_one_line(folder):
     assert "Traceback" not in done.stderr
 
 
+def test_binary_masks_in_a_run_of_many_classes(folder):
+    fails(folder, "for 0/255 masks use --classes 1", "--classes", "3")
+
+
+def test_loss_that_is_not_finite_ends_the_run(folder):
+    with pytest.raises(InputError, match=r"the loss of epoch \d is (nan|inf); lower --learning-rate"):
+        train(folder, "--learning-rate", "1e30", "--clip-value", "0", "--epochs", "3", "--batch-size", "2")
+    assert not (folder / "runs/r/best.pt").exists() or "nan" not in (folder / "runs/r/log.jsonl").read_text().lower()
+
+
+def test_one_value_a_channel_is_one_line(folder, capsys):
+    def main(args):
+        train(folder, "--arch", "DeepLabV3", "--encoder", "resnet18", "--batch-size", "1", "--size", "32")
+
+    with pytest.raises(SystemExit) as caught:
+        launch(main, TrainArgs, ["--train_csv", "a", "--valid_csv", "b"])
+    assert caught.value.code == 2 and "use a larger --batch-size" in capsys.readouterr().err
+
+
+def test_another_number_of_processes_is_another_run(folder, monkeypatch):
+    train(folder)
+    args = folder / "runs/r/args.json"
+    args.write_text(args.read_text().replace('"processes": 1', '"processes": 2'))
+    with pytest.raises(InputError, match=r"--processes 2 \(now 1\)"):
+        train(folder)
+
+
 # the CSV contract
 
 
@@ -215,6 +245,8 @@ def test_a_script_started_as_a_file_ends_with_one_line(folder):
         (",0,1\na.png,m/a.png,0\nb.png,m/b.png,7\n", {"img", "filename", "iterations"}),
         (",0,1\na.png,m/a.png,0.5\nb.png,m/b.png,0.25\n", {"img", "filename", "weight"}),
         ("\ufeffimage,mask\r\na.png,m/a.png\r\nb.png,m/b.png\r\n", {"img", "filename"}),
+        (",img,filename\n0,a.png,m/a.png\n1,b.png,m/b.png\n", {"img", "filename"}),
+        ("img,filename\na.png,m/a.png,\nb.png, m/b.png ,\n", {"img", "filename"}),
         ('filename,extra,img\n"m/a.png",1,"a.png"\nm/b.png,2,b.png\n', {"img", "filename", "extra"}),
     ],
 )
@@ -228,6 +260,19 @@ def test_published_and_friendly_layouts_load(tmp_path, text, columns):
 def test_column_1_that_could_be_either_is_refused(tmp_path):
     (tmp_path / "l.csv").write_text(",0,1\na.png,m/a.png,0\nb.png,m/b.png,1\n")
     with pytest.raises(InputError, match="name it `iterations` or `weight`"):
+        read_list(tmp_path / "l.csv")
+
+
+def test_line_numbers_count_blank_lines(tmp_path):
+    (tmp_path / "l.csv").write_text("img,filename\n\n\na.png,a\n,b\n")
+    with pytest.raises(InputError, match="line 5: empty cell"):
+        read_list(tmp_path / "l.csv")
+
+
+@pytest.mark.parametrize("level", ["6.5", "1e30", "-1"])
+def test_noise_levels_are_whole_numbers(level, tmp_path):
+    (tmp_path / "l.csv").write_text(f"img,filename,iterations\na.png,a,{level}\n")
+    with pytest.raises(InputError, match="line 2: iterations"):
         read_list(tmp_path / "l.csv")
 
 

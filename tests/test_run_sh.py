@@ -89,6 +89,13 @@ def test_fold_teachers_are_asked_for_unseen_images_only():
         ([], {"OP": "grow"}, "OP=grow"),
         ([], {"TEACHER": "none"}, "TEACHER=none"),
         ([], {"NOISE": "0"}, "TRUSTED=list.csv"),
+        ([], {"NOISE": "60%"}, "NOISE=60%"),
+        ([], {"ONLY": "kd_bff"}, "no row kd_bff"),
+        ([], {"VALID": "clean"}, "VALID=clean"),
+        ([], {"EPOCHS": "abc"}, "EPOCHS=abc"),
+        ([], {"JOBS": "0"}, "JOBS=0"),
+        ([], {"SEEDS": "a"}, "SEEDS=a"),
+        ([], {"TRUSTED": "none.csv"}, "TRUSTED=none.csv"),
     ],
 )
 def test_wrong_settings_are_one_line_and_exit_code_2(words, env, says):

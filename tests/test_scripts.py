@@ -3,14 +3,20 @@
 import ast
 import importlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from utils.args import TrainArgs, parse
-from utils.checkpoint import Checkpoint, read_checkpoint
+from utils.checkpoint import Checkpoint, load_network, read_checkpoint
+from utils.dataset import ListDataset
 from utils.errors import InputError
+from utils.evaluate import evaluate
+from utils.run import Run
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [path.name for path in sorted(ROOT.glob("train_*.py"))]
@@ -217,6 +223,37 @@ def test_many_classes_train_and_resume(tiny, tmp_path):
     )
     assert nets[0]["net.head.weight"].shape[0] == 3
     assert 0 <= rows_of(tmp_path / "c")[-1]["valid_miou"] <= 1
+
+
+def test_two_processes_log_what_their_checkpoint_scores(tiny, tmp_path):
+    """Two gloo processes: every image once, and the scores are those of the network that is saved."""
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / BASE), *SMALL]
+    words += [
+        "--data-root",
+        str(tiny),
+        "--run-dir",
+        str(tmp_path),
+        "--name",
+        "two",
+        "--epochs",
+        "2",
+        "--select",
+        "last",
+    ]
+    words += [f"--{name}_csv={tiny / name}.csv" for name in ("train", "valid", "test")]
+    words += ["--learning-rate", "0.5", "--augment", "flip"]
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    log = rows_of(tmp_path / "two")
+    args = TrainArgs("", "", size=16, batch_size=4, cpu=True, run_dir=str(tmp_path), name="one")
+    run = Run(args)
+    net, _ = load_network(tmp_path / "two/last.pt")
+    loader = run.loader(ListDataset(tiny / "valid.csv", tiny, 16))
+    alone = evaluate(run, net, loader)
+    assert alone == pytest.approx({k: log[1][f"valid_{k}"] for k in alone}, abs=1e-6)
+    assert log[-1]["split"] == "test" and [row.get("epoch") for row in log] == [0, 1, None]
 
 
 def test_bf16_run_resumes_on_the_same_bits(tiny, tmp_path, monkeypatch):

@@ -314,3 +314,10 @@ def test_dropped_share_of_a_list():
     assert dropped_share(-1, known) == pytest.approx(0.6)
     assert dropped_share(-1, known[1:2]) == 0.9  # a list of nothing but noise still leaves something
     assert dropped_share(-1, unknown) == 0.2
+
+
+def test_window_remembers_only_the_part_that_is_ranked():
+    window = Window(2)
+    window.add(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0]), among=torch.tensor([True, False, True]))
+    assert window.recent(0).tolist() == [1.0, 3.0] and window.recent(1).tolist() == [4.0, 6.0]
+    assert Window(1).recent(0) is None

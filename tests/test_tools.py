@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_scripts
-import torch
 
 from utils import get_weight, predict_mask, prepare_data, report
 from utils.args import parse
@@ -173,10 +172,28 @@ def test_report_says_nothing_of_noise_that_is_not_there():
     assert get_weight.weight_report(np.array([0.1, 0.9]), np.array([False, False])) == {}
 
 
-def test_image_keys_are_sorted_and_distinct():
-    keys = image_keys(["b", "a", "c"])
-    assert keys.dtype == torch.int64 and (keys[1:] > keys[:-1]).all()
-    assert torch.equal(keys, image_keys(["c", "b", "a"]))
+def test_image_keys_know_an_image_by_its_stem_however_its_path_is_spelt():
+    keys = image_keys(["x/a.png", "./x/../x/a.png", "/abs/x/a.jpg", "x/b.png"])
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+
+
+def test_folds_refuse_images_that_no_teacher_was_trained_on(tiny, teacher, tmp_path):
+    words = ["--list", tiny / "noisy.csv", "--folds", 2, "--checkpoint", teacher, teacher]
+    with pytest.raises(InputError, match="13 bad rows: line 2: no teacher was trained on"):
+        predict(tiny, tmp_path / "m", *words)
+
+
+def test_masks_never_replace_files_of_somebody_else(tiny, teacher, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    write_mask(own / "004.png", np.zeros((2, 2), np.uint8))
+    with pytest.raises(InputError, match=r"004\.png: exists and was not written by this tool"):
+        predict(tiny, own, "--list", tiny / "noisy.csv", "--checkpoint", teacher)
+    copy = tmp_path / "list.csv"
+    copy.write_text((tiny / "noisy.csv").read_text())
+    with pytest.raises(InputError, match=r"list\.csv: exists and was not written"):
+        predict(tiny, tmp_path / "list", "--list", copy, "--checkpoint", teacher)
+    assert copy.read_text() == (tiny / "noisy.csv").read_text()
 
 
 def write_run(root, name, seed, bf, finished=True):

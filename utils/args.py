@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
-from utils.errors import InputError
+from utils.errors import InputError, say
 
 
 @dataclass
@@ -115,10 +115,18 @@ def _one_line():
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
+        raise SystemExit(2) from None
+    except OSError as error:
+        say(f"error: {error.filename or 'output'}: {error.strerror or error}")
+        raise SystemExit(2) from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        say("error: BatchNorm met one value a channel: use a larger --batch-size or --size, or another --arch")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
+        say("interrupted; the same command goes on from the last finished epoch")
         raise SystemExit(130) from None
 
 
@@ -140,7 +148,7 @@ def check(args: TrainArgs) -> None:
     for flag in ("epochs", "batch_size", "classes", "width", "step_epochs"):
         if getattr(args, flag) < 1:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 1 or more")
-    for flag in ("size", "workers", "clip_value", "weight_decay", "cache_gb"):
+    for flag in ("size", "workers", "clip_value", "weight_decay", "cache_gb", "seed", "step_gamma"):
         if not getattr(args, flag) >= 0:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 0 or more")
     if not 0 < args.learning_rate < float("inf"):
@@ -158,6 +166,8 @@ def check(args: TrainArgs) -> None:
         raise InputError(f"--forget-rate {args.forget_rate}: must lie in [0, 1), or be -1 for the share of the list")
     if getattr(args, "unit", "image") == "pixel" and getattr(args, "score", "loss") != "loss":
         raise InputError(f"--unit pixel --score {args.score}: a single pixel has no such score; use --score loss")
+    if args.compat == "nlkd" and args.classes > 1:
+        raise InputError("--compat nlkd: the released code knows one class only; leave --classes or --compat out")
     if args.classes > 255:
         raise InputError(f"--classes {args.classes}: masks have 8 bits and 255 means ignore, so 255 classes at most")
 

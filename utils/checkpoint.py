@@ -6,11 +6,11 @@ import zipfile
 from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import InputError
+from utils.lists import stem_of
 from utils.models import build_model
 
 
@@ -51,6 +51,7 @@ class Checkpoint:
 
     def chosen(self, which: str = "best"):
         """(epoch, index of the network, the network with the saved weights) of `best.pt` or `last.pt`."""
+        self.run.barrier()  # the first process may still be writing it
         state = read_checkpoint(self.run.dir / f"{which}.pt")
         net = self.parts["nets"][state["net"]]
         bare(net).load_state_dict(state["nets"][state["net"]])
@@ -73,9 +74,9 @@ def read_checkpoint(path) -> dict:
         raise InputError(f"{path}: no such checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: not a checkpoint that can be read ({first})") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError):
+        what = "it is damaged, or holds something other than numbers and names, which is never run"
+        raise InputError(f"{path}: not a checkpoint that can be read: {what}") from None
     if not isinstance(state, dict):
         raise InputError(f"{path}: not a checkpoint of these scripts")
     return state
@@ -104,9 +105,12 @@ def load_weights(net, path, index: int = 0) -> None:
 
 
 def image_keys(images) -> torch.Tensor:
-    """A sorted int64 key for every image name: what a checkpoint remembers of the list it was trained on."""
-    keys = [int.from_bytes(blake2b(str(name).encode(), digest_size=8).digest(), "big", signed=True) for name in images]
-    return torch.from_numpy(np.sort(np.array(keys, dtype=np.int64)))
+    """An int64 key for every image, in order: what a checkpoint remembers of the list it was trained on.
+
+    Made of the file's stem, so that another spelling of its path is the same image.
+    """
+    keys = [int.from_bytes(blake2b(stem_of(i).encode(), digest_size=8).digest(), "big", signed=True) for i in images]
+    return torch.tensor(keys, dtype=torch.int64)
 
 
 def bare(part):

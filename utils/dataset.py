@@ -1,7 +1,6 @@
 """The images and masks of one CSV list: decoded once, kept in memory, augmented by (seed, epoch, index)."""
 
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from utils.errors import InputError, report_bad_rows
-from utils.images import read_image, read_mask, resize_image, resize_mask
+from utils.errors import InputError, report_bad_rows, warn
+from utils.images import IGNORE, read_image, read_mask, resize_image, resize_mask
 from utils.lists import read_list
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for its newest version at import
@@ -22,7 +21,7 @@ cv2.setNumThreads(0)  # lists are decoded by several threads already, and loader
 
 
 class ListDataset(Dataset):
-    """Samples of a list: `image` (H, W, 3) uint8, `mask` (H, W) uint8, `index`, `noisy`, and `weight` if it has one.
+    """Samples of a list: `image` (H, W, 3) uint8, `mask` (H, W) uint8, `noisy`, and `weight` if it has one.
 
     `noisy` is 1 for a mask known to be noisy (`iterations` above 0), 0 for one known to be clean, -1 where nobody
     knows. Every file is decoded when the list is opened, so a bad row is an InputError before the first epoch; what
@@ -48,8 +47,7 @@ class ListDataset(Dataset):
             self.augment.set_random_seed(int(np.random.SeedSequence([self.seed, self.epoch, i]).generate_state(1)[0]))
             both = self.augment(image=image, mask=mask)
             image, mask = both["image"], both["mask"]
-        sample = {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask), "index": i}
-        sample["noisy"] = int(self.noisy[i])
+        sample = {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask), "noisy": int(self.noisy[i])}
         return sample if self.weight is None else sample | {"weight": self.weight[i]}
 
     def one_shape(self) -> bool:
@@ -71,7 +69,7 @@ class ListDataset(Dataset):
             return error
 
     def _decode_all(self, room):
-        cache, shapes, bad = [], [], []
+        cache, shapes, bad, labelled = [], [], [], False
         with ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)))) as pool:
             found = pool.map(self._try_decode, range(len(self)))
             for i, pair in enumerate(tqdm(found, f"reading {self.path}", len(self), leave=False, disable=None)):
@@ -81,7 +79,11 @@ class ListDataset(Dataset):
                 room -= pair[0].nbytes + pair[1].nbytes
                 cache.append(pair if room >= 0 else None)
                 shapes.append(pair[1].shape)
+                labelled = labelled or (self.classes > 1 and bool(((pair[1] > 0) & (pair[1] != IGNORE)).any()))
         report_bad_rows(self.path, bad, "Correct or remove these rows.")
+        if self.classes > 1 and not labelled:
+            what = "no mask holds a class above 0 other than 255, which means ignore"
+            raise InputError(f"{self.path}: {what}; for 0/255 masks use --classes 1")
         return cache, shapes
 
 
@@ -125,8 +127,7 @@ def open_lists(args, weighted: bool = False) -> list[ListDataset]:
     seen = {_real(lists["train"], row) for row in lists["train"].frame.itertuples()}
     both = sum(_real(lists["valid"], row) in seen for row in lists["valid"].frame.itertuples())
     if both and args.select == "best":
-        text = f"warning: {both} images of {args.valid_csv} are also trained on; they flatter the checkpoint it chooses"
-        print(text, file=sys.stderr)
+        warn(f"{both} images of {args.valid_csv} are also trained on; they flatter the checkpoint it chooses")
     if args.batch_size > 1 and not lists["train"].one_shape():
         raise InputError(f"{args.train_csv}: images of different sizes with --size 0; use --size N or --batch-size 1")
     return list(lists.values())

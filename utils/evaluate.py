@@ -15,6 +15,7 @@ def evaluate(run, net, loader) -> dict[str, float]:
     means over images; `score` = (iou + dice + bf) / 3 chooses checkpoints. `--compat nlkd` adds `compat_miou`,
     a / (2 - a) of each batch's pixel accuracy a, which the released code calls mIoU.
     """
+    run.share_buffers(net)
     args, net = run.args, bare(net).eval()
     counts = torch.zeros(max(2, args.classes), max(2, args.classes), dtype=torch.int64, device=run.device)
     sums = torch.zeros(5, dtype=torch.float64, device=run.device)  # images, dice, bf, batches, compat
@@ -42,8 +43,10 @@ def named(prefix: str, scores: dict) -> dict:
 
 
 def test_once(run, checkpoint, loader) -> None:
-    """The last line of a run: the chosen checkpoint, on the test list, once; nothing if no test list was given."""
-    if loader is not None:
+    """The last line of a run: the chosen checkpoint on the test list, once, if there is one."""
+    if loader is None:
+        run.log(split="none")
+    else:
         epoch, which, net = checkpoint.chosen(run.args.select)
         scores = evaluate(run, net, loader)
         run.log(split="test", checkpoint=run.args.select, best_epoch=epoch, net=which, **named("test", scores))

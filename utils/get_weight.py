@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.args import launch
-from utils.errors import InputError, report_bad_rows
+from utils.errors import InputError, report_bad_rows, warn
 from utils.images import read_mask, resize_mask
 from utils.lists import join, read_list, stem_of, unique_stems, write_list
 from utils.metrics import QUALITIES, pair_scores
@@ -136,7 +136,8 @@ def _check(args) -> np.ndarray:
     unknown = [s for s in args.score if s not in QUALITIES]
     if unknown:
         raise InputError(f"--score {unknown[0]}: known scores are {', '.join(QUALITIES)}")
-    if args.share and (len(args.share) != len(args.teacher) or min(args.share) < 0 or sum(args.share) <= 0):
+    usable = len(args.share) == len(args.teacher) and np.isfinite(args.share).all() and min(args.share, default=0) >= 0
+    if args.share and not (usable and sum(args.share) > 0):
         raise InputError(f"--share: needs one share of 0 or more for each of the {len(args.teacher)} teachers")
     if not 0 <= args.bm_share <= 1:
         raise InputError(f"--bm-share {args.bm_share}: must lie between 0 and 1")
@@ -160,10 +161,9 @@ def _teacher_masks(teacher: str, frame, args) -> list[Path]:
 def _warn_if_biased(teacher: str) -> None:
     about = Path(teacher.removesuffix(".csv")) / "teacher.json"
     if not about.exists() or not json.loads(about.read_text()).get("trusted"):
-        print(
-            f"warning: nothing says that {teacher} was trained on a trusted list. A teacher trained on masks with a "
-            "one-sided error learns that error and can rank the masks upside down (README, The teacher).",
-            file=sys.stderr,
+        warn(
+            f"nothing says that {teacher} was trained on a trusted list. A teacher trained on masks with a one-sided "
+            "error learns that error and can rank the masks upside down (README, The teacher)."
         )
 
 

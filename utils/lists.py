@@ -1,6 +1,7 @@
 """The CSV lists every script and tool meets in: read by column name, joined on `img`, written whole or not at all."""
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,16 @@ def read_list(path, need: tuple[str, ...] = ("img", "filename")) -> pd.DataFrame
     Raises InputError for a missing or empty file, a missing column of `need`, a repeated image or a bad weight.
     """
     frame = _read_text(Path(path))
-    _rename(frame, path)
+    frame = _rename(frame, path)
     for column in need:
         if column not in frame:
             raise InputError(f"{path}: no column `{column}`{_why_missing(column, frame)}")
-    frame["line"] = np.arange(2, len(frame) + 2)
     empty = [(row.line, "empty cell") for row in frame[(frame[list(need)] == "").any(axis=1)].itertuples()]
     report_bad_rows(path, empty, f"Every row needs {', '.join(need)}.")
     again = frame[frame["img"].duplicated()]
     report_bad_rows(path, [(r.line, f"{r.img} is listed before") for r in again.itertuples()], "List an image once.")
     if "iterations" in frame:
-        frame["iterations"] = _numbers(frame, path, "iterations", 0, np.inf).astype(int)
+        frame["iterations"] = _numbers(frame, path, "iterations", 0, 10_000, whole=True).astype(int)
     if "weight" in frame:
         frame["weight"] = _numbers(frame, path, "weight", 0, 1)
     return frame
@@ -56,12 +56,15 @@ def join(left: pd.DataFrame, right: pd.DataFrame, what: str) -> pd.DataFrame:
 def weight_score(frame: pd.DataFrame, path) -> str:
     """The score behind the weights of a list: "miou", "bf", ...
 
-    Told by the column that equals `weight` (lists of utils/get_weight.py), else by a published file name ending in
-    `_weight_bfscore.csv`; InputError if neither tells.
+    Told by a file name that ends in `_weight_bfscore.csv`, as published and as utils/get_weight.py writes it, else by
+    the column that equals `weight`; InputError if neither tells.
     """
-    for name in ("miou", "bf", "bm", "dice", "iou"):
-        equal = name in frame and np.allclose(pd.to_numeric(frame[name], errors="coerce"), frame["weight"], atol=1e-6)
-        if equal or Path(path).name.endswith(f"_weight_{name}score.csv"):
+    names = ("miou", "bf", "bm", "dice", "iou")
+    for name in names:
+        if Path(path).name.endswith(f"_weight_{name}score.csv"):
+            return name
+    for name in names:
+        if name in frame and np.allclose(pd.to_numeric(frame[name], errors="coerce"), frame["weight"], atol=1e-6):
             return name
     raise InputError(f"{path}: cannot tell which score made its weights; say it with --quality miou|bf|bm")
 
@@ -89,20 +92,29 @@ def _read_text(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such file; write it with utils/prepare_data.py or correct the path")
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        # blank lines are kept until the rows are numbered; index_col: a trailing comma must not shift the columns
+        how = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "index_col": False}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # it would announce that comma
+            frame = pd.read_csv(path, encoding="utf-8-sig", **how)
     except pd.errors.EmptyDataError:
         raise InputError(f"{path}: the file is empty; a list has a header and at least one row") from None
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a CSV list: {str(error).strip()}") from None
+    frame = frame.apply(lambda column: column.str.strip())
+    if "line" in frame:
+        raise InputError(f"{path}: a column `line`: the name is taken for line numbers; rename it")
+    frame = frame.assign(line=np.arange(2, len(frame) + 2))[(frame != "").any(axis=1)].reset_index(drop=True)
     if frame.empty:
         raise InputError(f"{path}: the list has no rows; it needs at least one image")
     return frame
 
 
-def _rename(frame: pd.DataFrame, path) -> None:
+def _rename(frame: pd.DataFrame, path) -> pd.DataFrame:
     names = [str(name).strip() for name in frame.columns]
     if names[0] == "" or names[0].startswith("Unnamed:"):
-        names[0] = "img"
+        # the published lists keep the image in a column without a name; beside a named one it is a row number
+        names[0] = "" if {"img", "image"} & set(names) else "img"
     for column, others in ALIASES.items():
         found = [name for name in others if name in names]
         if column not in names and found:
@@ -113,7 +125,7 @@ def _rename(frame: pd.DataFrame, path) -> None:
         if whole and values.max() <= 1:
             raise InputError(f"{path}: column `1` can be noise levels or weights; name it `iterations` or `weight`")
         names[names.index("1")] = "iterations" if whole else "weight"
-    frame.columns = names
+    return frame.set_axis(names, axis=1).drop(columns="", errors="ignore")
 
 
 def _why_missing(column: str, frame: pd.DataFrame) -> str:
@@ -124,10 +136,10 @@ def _why_missing(column: str, frame: pd.DataFrame) -> str:
     return f"; its columns are {', '.join(map(str, frame.columns))}"
 
 
-def _numbers(frame, path, column, low, high):
+def _numbers(frame, path, column, low, high, whole=False):
     values = pd.to_numeric(frame[column], errors="coerce")
-    wrong = ~values.between(low, high) if np.isfinite(high) else ~(values.ge(low) & np.isfinite(values))
+    wrong = ~values.between(low, high) | (whole & (values != values.round()))
     bad = [(row.line, f"{column} {getattr(row, column) or 'is empty'}") for row in frame[wrong].itertuples()]
-    span = f"between {low} and {high}" if np.isfinite(high) else f"{low} or more"
-    report_bad_rows(path, bad, f"{column.capitalize()} must be a number {span}.")
+    kind = "a whole number" if whole else "a number"
+    report_bad_rows(path, bad, f"{column.capitalize()} must be {kind} between {low} and {high}.")
     return values

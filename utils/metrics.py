@@ -60,7 +60,7 @@ def confusion(pred: Tensor, mask: Tensor, classes: int) -> Tensor:
     """(C, C) int64 counts, row = annotated class, column = predicted class; C = max(2, classes), 255 left out."""
     c = max(2, classes)
     pairs = mask.long() * c + pred.long()
-    pairs = torch.where(mask == IGNORE, c * c, pairs)  # one bin more for what does not count: no host sync
+    pairs = torch.where(mask == IGNORE, c * c, pairs)  # one bin more for what does not count
     return torch.bincount(pairs.flatten(), minlength=c * c + 1)[: c * c].reshape(c, c)
 
 

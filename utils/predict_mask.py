@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from utils.args import launch
 from utils.checkpoint import image_keys, load_network
-from utils.errors import InputError, report_bad_rows
+from utils.errors import InputError, report_bad_rows, warn
 from utils.images import read_image, resize_image, write_mask
 from utils.lists import read_list, unique_stems, write_list
 
@@ -75,8 +75,7 @@ def main(args: Args) -> None:
     if about.exists() and json.loads(about.read_text()) == record and all(p.exists() for p in paths):
         print(f"{out}: {len(paths)} masks are there already")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    about.unlink(missing_ok=True)
+    _claim(out, about, paths, args.list)
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     nets, states = zip(*(load_network(p) for p in args.checkpoint), strict=True)
     nets = [net.to(device, memory_format=torch.channels_last).eval() for net in nets]
@@ -92,6 +91,19 @@ def main(args: Args) -> None:
     print(f"{out}: {len(paths)} masks from {len(nets)} checkpoint{'s' * (len(nets) > 1)}; their list is {out}.csv")
 
 
+def _claim(out: Path, about: Path, paths: list[Path], source: str) -> None:
+    """Make the folder ours before anything in it is overwritten; InputError if it holds files of somebody else."""
+    listed = Path(f"{out}.csv")
+    if not about.exists():
+        foreign = next((p for p in paths if p.exists()), listed if listed.exists() else None)
+        if foreign:
+            raise InputError(f"{foreign}: exists and was not written by this tool; choose another --out")
+    if listed.exists() and listed.samefile(source):
+        raise InputError(f"{listed}: the list of the masks would overwrite --list; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    about.write_text(json.dumps({"complete": False}) + "\n")
+
+
 def who_predicts(frame, states, args) -> np.ndarray:
     """(images, checkpoints) bool: which teacher predicts which image.
 
@@ -102,18 +114,14 @@ def who_predicts(frame, states, args) -> np.ndarray:
     if args.folds:
         if args.folds != len(states):
             raise InputError(f"--folds {args.folds}: needs as many checkpoints, not {len(states)}")
-        seen = [
-            (row.line, f"every teacher was trained on {row.img}") for row in frame[~unseen.any(axis=1)].itertuples()
-        ]
-        report_bad_rows(args.list, seen, "Cut folds with utils/prepare_data.py folds and train one teacher on each.")
+        bad = [(row.line, f"every teacher was trained on {row.img}") for row in frame[~unseen.any(axis=1)].itertuples()]
+        bad += [(row.line, f"no teacher was trained on {row.img}") for row in frame[unseen.all(axis=1)].itertuples()]
+        report_bad_rows(args.list, bad, "Cut folds with utils/prepare_data.py folds and train one teacher on each.")
         return unseen
     leaks = int((~unseen).any(axis=1).sum())
     if leaks:
-        print(
-            f"warning: {leaks} of {len(frame)} images trained the teacher itself, which will agree with their masks; "
-            "use --folds for masks without this leak",
-            file=sys.stderr,
-        )
+        what = f"{leaks} of {len(frame)} images trained the teacher itself, which will agree with their masks"
+        warn(f"{what}; use --folds for masks without this leak")
     return np.ones_like(unseen)
 
 
@@ -152,8 +160,7 @@ def to_mask(probability: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _trained_on(images, state) -> np.ndarray:
-    known = state.get("images", torch.empty(0, dtype=torch.int64)).numpy()
-    return np.array([np.isin(image_keys([img]).numpy(), known)[0] for img in images])
+    return torch.isin(image_keys(images), state.get("images", torch.empty(0, dtype=torch.int64))).numpy()
 
 
 def _digest(path) -> str:

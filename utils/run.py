@@ -3,12 +3,14 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import random
 import subprocess
 import sys
 import time
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,12 @@ from torch.nn.utils import clip_grad_value_
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from utils.checkpoint import image_keys, load_weights
+from utils.checkpoint import bare, image_keys, load_weights
 from utils.errors import InputError
 from utils.logs import read_jsonl
 from utils.models import build_model
 
+PACKAGES = ("torchvision", "segmentation-models-pytorch", "albumentations", "opencv-python-headless", "numpy", "pandas")
 FREE = {"workers", "run_dir", "cache_gb", "cpu"}  # flags that may change between the parts of one run
 
 
@@ -57,7 +60,7 @@ class Batches(Sampler):
 
 
 class Run:
-    """One run folder, one device, one process of possibly several; see ARCHITECTURE in the README for the folder."""
+    """One run folder, one device, one process of possibly several."""
 
     def __init__(self, args):
         self.args = args
@@ -86,7 +89,18 @@ class Run:
         net = build_model(arch or a.arch, encoder or a.encoder, a.encoder_weights, a.classes, a.width)
         if a.load:
             load_weights(net, a.load, index)
+        if a.size:
+            self._try(net)
         return self.wrap(net)
+
+    def _try(self, net):
+        image = torch.zeros(1, 3, self.args.size, self.args.size, dtype=torch.uint8)
+        try:
+            with torch.inference_mode():
+                net.eval()(image)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"--arch {self.args.arch}: cannot take --size {self.args.size} ({first})") from None
 
     def wrap(self, model):
         model = model.to(self.device, memory_format=torch.channels_last)
@@ -148,7 +162,10 @@ class Run:
         return 0.0 if self.args.compat == "nlkd" else self.args.clip_value
 
     def log(self, **row) -> None:
-        """Append one line to log.jsonl and TensorBoard, and print it."""
+        """Append one line to log.jsonl and TensorBoard, and print it; InputError for a loss that is not finite."""
+        if not math.isfinite(row.get("train_loss", 0.0)):
+            remedy = "lower --learning-rate, set --clip-value, or use --precision fp32"
+            raise InputError(f"{self.dir}: the loss of epoch {row['epoch']} is {row['train_loss']}; {remedy}")
         if not self.main:
             return
         with (self.dir / "log.jsonl").open("a") as file:
@@ -164,8 +181,8 @@ class Run:
         print(f"{self.args.name}  {'  '.join(shown)}", flush=True)
 
     def finished(self) -> bool:
-        """Whether this run has its test line already; then there is nothing to do, and it says so."""
-        done = any(row.get("split") == "test" for row in self.read_log())
+        """Whether this run has its last line already; then there is nothing to do, and it says so."""
+        done = any(row.get("split") in ("test", "none") for row in self.read_log())
         if done and self.main:
             print(f"{self.dir}: finished, nothing to do")
         return done
@@ -192,6 +209,17 @@ class Run:
             dist.all_reduce(tensor)
         return tensor
 
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world > 1:
+            dist.barrier()
+
+    def share_buffers(self, net) -> None:
+        """Give every process the buffers (BatchNorm statistics) of the first, which are those that are saved."""
+        if self.world > 1:
+            for buffer in bare(net).buffers():
+                dist.broadcast(buffer, 0)
+
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over the processes of a tensor without gradient."""
         return self.sum(tensor.detach().clone().double()) / self.world
@@ -206,7 +234,7 @@ class Run:
         except OSError as error:
             raise InputError(f"{self.dir}: cannot be written ({error.strerror}); choose another --run-dir") from None
         lists = {k: _digest(getattr(self.args, k)) for k in ("train_csv", "valid_csv", "test_csv")}
-        now = asdict(self.args) | {"content": lists}
+        now = asdict(self.args) | {"processes": self.world, "content": lists}
         path = self.dir / "args.json"
         if path.exists() and (self.dir / "last.pt").exists():
             differ = _differences(json.loads(path.read_text()), now)
@@ -248,6 +276,13 @@ class Averages:
         return {prefix + k: part / whole for k, (part, whole) in zip(self.sums, sums, strict=True) if whole > 0}
 
 
+def _version(package) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
 def _digest(path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path and Path(path).is_file() else ""
 
@@ -275,6 +310,7 @@ def _environment(device, world) -> dict:
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
+        "packages": {name: _version(name) for name in PACKAGES},
         "device": name,
         "processes": world,
         "command": " ".join(sys.argv),

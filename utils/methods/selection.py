@@ -70,9 +70,11 @@ class Window:
     def recent(self, net: int) -> Tensor | None:
         return torch.cat(list(self.seen[net])) if self.seen[net] else None
 
-    def add(self, *scores: Tensor) -> None:
+    def add(self, *scores: Tensor, among: Tensor | None = None) -> None:
+        """Remember the scores of a batch, of a part of it where the next batches are ranked against such a part."""
         for seen, score in zip(self.seen, scores, strict=True):
-            seen.append(score)
+            if seen.maxlen:
+                seen.append(score if among is None else score[among])
 
 
 def fall_back(keep: Tensor, how: str) -> Tensor:

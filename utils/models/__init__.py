@@ -67,9 +67,12 @@ def _from_library(arch, encoder, weights, classes):
             f"--encoder {encoder}: unknown encoder; {_suggest(encoder, smp.encoders.get_encoder_names())}, or tu-NAME "
             "for an encoder of timm"
         )
+    more = {"dynamic_img_size": True} if arch == "DPT" else {}
     hub_logging.set_verbosity_error()  # it would report every retry; the error below says it once
     try:
-        return ARCHITECTURES[arch](encoder_name=encoder, encoder_weights=weights, in_channels=3, classes=classes)
+        return ARCHITECTURES[arch](
+            encoder_name=encoder, encoder_weights=weights, in_channels=3, classes=classes, **more
+        )
     except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
