@@ -56,6 +56,12 @@ def test_masks_and_weights_from_a_checkpoint(tiny, teacher, tmp_path, capsys):
         own = pair_scores(read_mask(out / f"{i:03d}.png"), read_mask(tiny / got["filename"][i]))
         assert got["weight"][i] == pytest.approx(own["bf"], abs=1e-7)
         assert float(got["miou"][i]) == pytest.approx(own["miou"], abs=1e-7)
+    capsys.readouterr()
+    weigh(tiny, tmp_path, "--teacher", out, "--name", "t")
+    assert "weights are there already" in capsys.readouterr().out
+    weigh(tiny, tmp_path, "--teacher", out, "--name", "t", "--theta", 3)
+    assert "already" not in capsys.readouterr().out
+    weigh(tiny, tmp_path, "--teacher", out, "--name", "t")
     bm = read_list(tmp_path / "noisy_t_weight_bmscore.csv", ("weight",))["weight"]
     assert np.allclose(bm, (got["bf"].astype(float) + got["miou"].astype(float)) / 2, atol=1e-7)
 

@@ -6,12 +6,13 @@ Run     python utils/get_weight.py --list data/csv/train_noisy_60.csv --teacher 
 Writes  OUT/<list>_<teacher>_weight_<score>score.csv with img, filename, weight and all scores.
 """
 
+import hashlib
 import json
 import os
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -49,8 +50,20 @@ class Args:
 
 
 def main(args: Args) -> dict:
-    """Write a weight list for every score; returns {score: quality report or {}} and prints it where noise is known."""
+    """Write a weight list for every score, or do nothing where the same ones are there.
+
+    Returns {score: quality report or {}} and prints it where the noise is known.
+    """
     shares = _check(args)
+    record, note = _record(args), Path(args.out) / f".{Path(args.list).stem}_{_teacher_name(args)}_weight.json"
+    if (
+        record
+        and note.exists()
+        and json.loads(note.read_text()) == record
+        and all(_path(s, args).exists() for s in args.score)
+    ):
+        print(f"{_path(args.score[0], args)}: weights are there already")
+        return {}
     frame = read_list(args.list)
     teachers = [_teacher_masks(t, frame, args) for t in args.teacher]
     for teacher in args.teacher:
@@ -66,7 +79,10 @@ def main(args: Args) -> dict:
     for k, name in enumerate(QUALITIES):
         frame[name] = values[:, k].round(8)
     frame["bm"] = (args.bm_share * frame["bf"] + (1 - args.bm_share) * frame["miou"]).round(8)
-    return {score: _write(frame, score, args) for score in args.score}
+    reports = {score: _write(frame, score, args) for score in args.score}
+    if record:
+        note.write_text(json.dumps(record, indent=1) + "\n")
+    return reports
 
 
 def weight_report(weight: np.ndarray, noisy: np.ndarray) -> dict[str, float]:
@@ -167,9 +183,26 @@ def _warn_if_biased(teacher: str) -> None:
         )
 
 
+def _record(args) -> dict:
+    """What the weights follow from; empty where a teacher's masks do not say what they are (utils/predict_mask.py)."""
+    notes = [Path(teacher.removesuffix(".csv")) / "teacher.json" for teacher in args.teacher]
+    if not all(note.exists() for note in notes) or not Path(args.list).is_file():
+        return {}
+    files = [*notes, Path(args.list)]
+    flags = {k: v for k, v in asdict(args).items() if k not in ("workers", "score")}
+    return flags | {"score": sorted(args.score), "content": [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]}
+
+
+def _teacher_name(args) -> str:
+    return args.name or Path(args.teacher[0].removesuffix(".csv")).name
+
+
+def _path(score: str, args) -> Path:
+    return Path(args.out) / f"{Path(args.list).stem}_{_teacher_name(args)}_weight_{score}score.csv"
+
+
 def _write(frame, score: str, args) -> dict:
-    name = args.name or Path(args.teacher[0].removesuffix(".csv")).name
-    path = Path(args.out) / f"{Path(args.list).stem}_{name}_weight_{score}score.csv"
+    path = _path(score, args)
     frame = frame.assign(weight=frame[score].clip(0, 1))
     first = ["img", "filename", "weight"]
     write_list(frame[first + [c for c in frame if c not in (*first, "line")]], path)
