@@ -190,6 +190,7 @@ def _record(args) -> dict:
         return {}
     files = [*notes, Path(args.list)]
     flags = {k: v for k, v in asdict(args).items() if k not in ("workers", "score")}
+    flags["written"] = Path(args.list).stat().st_mtime_ns  # noisy masks that are made again write their list again
     return flags | {"score": sorted(args.score), "content": [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]}
 
 
