@@ -6,8 +6,12 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from utils.images import write_mask
+
+
+torch.set_num_threads(1)  # the networks here are too small to share, and shared cores would make threads wait
 
 
 def draw_set(root: Path, count: int, size: int = 32, seed: int = 0, start: int = 0) -> list[tuple[str, str]]:
