@@ -10,7 +10,6 @@ import torch
 
 from utils.images import write_mask
 
-
 torch.set_num_threads(1)  # the networks here are too small to share, and shared cores would make threads wait
 
 
