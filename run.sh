@@ -8,7 +8,7 @@
 # Everything finished is skipped, everything interrupted goes on. Settings, by environment:
 #   DATA, TEST (clean test list)   NOISE="10 20 ... 60" (0: masks as they are)   OP=both|erode|dilate   LEVELS="6 10"
 #   SEEDS="0 1 2"  EPOCHS  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  PRECISION  AUGMENT
-#   TEACHER=trusted|folds  TRUSTED=20 or a list of clean masks  TEACHER_EPOCHS  VALID=trusted|noisy  SELECT=best|last
+#   TEACHER=trusted|folds  TRUSTED=20 or a list of clean masks  TEACHER_EPOCHS  VALID=trusted|noisy  SELECT=best|last  STUDENT_THETA
 #   ONLY="no_weight kd_bf"  NPROC (torchrun processes a run)  JOBS (runs at a time)  SWEEP (its name)  DRY_RUN=1
 set -euo pipefail
 for name in DATA TEST TRUSTED; do # files of the caller's folder
@@ -33,6 +33,8 @@ else SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-6} FOLDS=${FOLDS:-2}; fi
 [[ $EPOCHS =~ ^[1-9][0-9]*$ ]] || fail "EPOCHS=$EPOCHS: a whole number of 1 or more"
 TEACHER_EPOCHS=${TEACHER_EPOCHS:-$((EPOCHS > 60 ? EPOCHS : 60))}
 VALID=${VALID:-$TEACHER}
+# teachers are scored at full size with 2 pixels of tolerance; the student at SIZE, where that is less (published: 321)
+STUDENT_THETA=${STUDENT_THETA:-$((SIZE >= 241 ? 5 : 3))}
 for name in EPOCHS SIZE BATCH NPROC TEACHER_EPOCHS FOLDS ${JOBS:+JOBS}; do
   [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "$name=${!name}: a whole number of 1 or more"
 done
@@ -228,7 +230,8 @@ one_ratio() { # every row of one noise ratio, all seeds; those that need no weig
   for seed in $SEEDS; do
     for score in miou bf bm; do row teacher_$score train_with_Teacher_weight.py "${stem}_${score}score.csv"; done
     for score in miou bf bm; do
-      row kd_$score train_with_KDweight.py "${stem}_${score}score.csv" --quality $score --warmup $((EPOCHS / 10))
+      row kd_$score train_with_KDweight.py "${stem}_${score}score.csv" --quality $score --warmup $((EPOCHS / 10)) \
+        --student-theta "$STUDENT_THETA"
     done
   done
 }

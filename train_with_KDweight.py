@@ -35,6 +35,9 @@ class Args(WeightArgs):
         Literal["auto", "miou", "bf", "bm", "iou", "dice"],
         "the student's score; auto: the one behind the list's weights",
     ] = "auto"
+    student_theta: Annotated[
+        int, "--theta of the student's score; smaller where --size shrinks the masks; 0: --theta"
+    ] = 0
     warmup: Annotated[int, "epochs before the student has a say"] = 10
     t_start: Annotated[float, "the student's share in the first epoch after that"] = 0.05
     t_end: Annotated[float, "the student's share in the last epoch"] = 0.5
@@ -46,6 +49,7 @@ def main(args: Args) -> None:
         return
     train, valid, test = run.loaders(open_lists(args, weighted=True))
     quality = weight_score(train.dataset.frame, args.train_csv) if args.quality == "auto" else args.quality
+    theta = args.student_theta or args.theta
     net = run.build()
     optimizer, schedule = build_optimizer(args, net, len(train))
     checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule])
@@ -58,9 +62,9 @@ def main(args: Args) -> None:
                 logits = net(batch["image"])
             loss, student = per_image_loss(logits, batch["mask"]), None
             if share > 0 and args.compat == "nlkd":
-                student = released_student_quality(logits, batch["mask"], args.theta0, args.theta)
+                student = released_student_quality(logits, batch["mask"], args.theta0, theta)
             elif share > 0:
-                student = student_quality(hard(logits), batch["mask"], quality, args.classes, args.theta0, args.theta)
+                student = student_quality(hard(logits), batch["mask"], quality, args.classes, args.theta0, theta)
                 stats.add(batch["noisy"], student=student)
             weight = mix_weights(batch["weight"], student, share, args.weight_floor)
             mean = run.mean(weight.mean()) if args.normalise == "weight" else None

@@ -73,7 +73,7 @@ def test_sweep_takes_its_settings_from_the_environment():
     assert len(runs) == 2 + 4 and sum("train_with_KDweight.py" in line for line in runs) == 4
     for word in ("--epochs 20 ", "--size 64 ", "--arch FPN ", "--encoder resnet34 "):
         assert all(word in line for line in runs)
-    assert all("--quality bm --warmup 2" in line for line in runs if "KD" in line)
+    assert all("--quality bm --warmup 2 --student-theta 3" in line for line in runs if "KD" in line)
 
 
 def test_fold_teachers_are_asked_for_unseen_images_only():

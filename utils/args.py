@@ -153,7 +153,9 @@ def check(args: TrainArgs) -> None:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 0 or more")
     if not 0 < args.learning_rate < float("inf"):
         raise InputError(f"--learning-rate {args.learning_rate}: must be a positive number")
-    for flag in ("theta0", "theta"):
+    for flag in ("theta0", "theta", "student_theta"):
+        if flag == "student_theta" and getattr(args, flag, 0) == 0:
+            continue
         if getattr(args, flag) < 1 or getattr(args, flag) % 2 == 0:
             raise InputError(f"--{flag} {getattr(args, flag)}: must be odd and positive")
     for flag in ("window", "num_gradual", "warmup", "init_epochs"):
