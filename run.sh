@@ -33,11 +33,11 @@ else SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-6} FOLDS=${FOLDS:-2}; fi
 [[ $EPOCHS =~ ^[1-9][0-9]*$ ]] || fail "EPOCHS=$EPOCHS: a whole number of 1 or more"
 TEACHER_EPOCHS=${TEACHER_EPOCHS:-$((EPOCHS > 60 ? EPOCHS : 60))}
 VALID=${VALID:-$TEACHER}
-# teachers are scored at full size with 2 pixels of tolerance; the student at SIZE, where that is less (published: 321)
-STUDENT_THETA=${STUDENT_THETA:-$((SIZE >= 241 ? 5 : 3))}
 for name in EPOCHS SIZE BATCH NPROC TEACHER_EPOCHS FOLDS ${JOBS:+JOBS}; do
   [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "$name=${!name}: a whole number of 1 or more"
 done
+# teachers are scored at full size with 2 pixels of tolerance; the student at SIZE, where that is less (published: 321)
+STUDENT_THETA=${STUDENT_THETA:-$((SIZE >= 241 ? 5 : 3))}
 [[ " $NOISE " =~ ^(\ +(0|[1-9][0-9]?|100))+\ +$ ]] || fail "NOISE=$NOISE: percentages from 0 to 100, separated by blanks"
 [[ " $SEEDS " =~ ^(\ +[0-9]+)+\ +$ ]] || fail "SEEDS=$SEEDS: numbers separated by blanks"
 case $TEACHER in trusted|folds) ;; *) fail "TEACHER=$TEACHER: trusted or folds" ;; esac
