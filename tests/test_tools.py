@@ -120,6 +120,15 @@ def test_probabilities_of_several_checkpoints_are_averaged(tiny, teacher, tmp_pa
     )
 
 
+def test_chosen_one_of_two_different_networks_predicts(tiny, tmp_path):
+    flags = ["--epochs", "1", "--arch2", "Linknet", "--encoder2", "resnet18", "--test_csv", "", "--size", "32"]
+    test_scripts.launch("train_co_teaching.py", tiny, tmp_path, "two", *flags)
+    state = predict_mask.load_network(tmp_path / "two/last.pt")[1]
+    assert [model["arch"] for model in state["models"]] == ["PlainUNet", "Linknet"]
+    assert state["model"] == state["models"][state["net"]]
+    predict(tiny, tmp_path / "m", "--list", tiny / "noisy.csv", "--checkpoint", tmp_path / "two/last.pt")
+
+
 def test_probabilities_are_enlarged_before_they_are_cut():
     probability = np.array([[[0.0, 1.0]]], np.float32)
     assert predict_mask.to_mask(probability, (1, 8))[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]

@@ -83,11 +83,14 @@ def read_checkpoint(path) -> dict:
 
 
 def load_network(path):
-    """(network, what the file says of it) from a `best.pt` or `last.pt`: the network that the validation chose."""
+    """(network, the file's other content) from a `best.pt` or `last.pt`: the network that the validation chose.
+
+    Its architecture, classes and input size stand under "model".
+    """
     state = read_checkpoint(path)
-    if "nets" not in state or "model" not in state:
+    if "nets" not in state or "models" not in state:
         raise InputError(f"{path}: not a checkpoint of these scripts; train one with train_without_weight.py")
-    about = state["model"]
+    about = state["model"] = state["models"][state["net"]]
     net = build_model(about["arch"], about["encoder"], "none", about["classes"], about["width"])
     net.load_state_dict(state["nets"][state["net"]])
     return net, state

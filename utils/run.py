@@ -74,7 +74,7 @@ class Run:
         self.main = self.rank == 0
         self.dir = Path(args.run_dir) / args.name
         self.writer, self.started = None, time.time()
-        self.about = {"model": {k: getattr(args, k) for k in ("arch", "encoder", "classes", "width", "size")}}
+        self.about = {"models": []}
         if self.main:
             self._open_folder()
         self.seed_everything(args.seed)
@@ -86,7 +86,10 @@ class Run:
         """The network of the flags (the `index`-th of several), initialised from the seed, wrapped for this device."""
         a = self.args
         self.seed_everything(a.seed + 10_007 * index)
-        net = build_model(arch or a.arch, encoder or a.encoder, a.encoder_weights, a.classes, a.width)
+        arch, encoder = arch or a.arch, encoder or a.encoder
+        net = build_model(arch, encoder, a.encoder_weights, a.classes, a.width)
+        model = {"arch": arch, "encoder": encoder, "classes": a.classes, "width": a.width, "size": a.size}
+        self.about["models"].append(model)
         if a.load:
             load_weights(net, a.load, index)
         if a.size:
