@@ -96,7 +96,8 @@ def collect(folders) -> pd.DataFrame:
             if epochs == args["epochs"] and not args.get("test_csv", "yes"):
                 continue  # a teacher of a fold: trained, never tested
             state = "finished" if test else f"{epochs} of {args['epochs']} epochs"
-            row = {"noise": path.parent.parent.name if name != "teacher" else "", "row": name, "seed": args["seed"]}
+            above = path.parent.parent.name
+            row = {"noise": above if above.startswith("noise") else "", "row": name, "seed": args["seed"]}
             row |= {"state": state, "epoch": test.get("best_epoch")}
             rows.append(row | {column: test.get(key) for key, column in SCORES.items()})
     if not any(True for folder in folders for _ in Path(folder).rglob("args.json")):
