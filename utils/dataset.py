@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils.errors import InputError, report_bad_rows, warn
-from utils.images import IGNORE, read_image, read_mask, resize_image, resize_mask
+from utils.images import IGNORE, read_pair, resize_image, resize_mask
 from utils.lists import read_list
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for its newest version at import
@@ -56,10 +56,7 @@ class ListDataset(Dataset):
 
     def _decode(self, i):
         row = self.frame.iloc[i]
-        image, mask = read_image(self.root / row["img"]), read_mask(self.root / row["filename"], self.classes)
-        if image.shape[:2] != mask.shape:
-            sizes = f"{image.shape[1]}x{image.shape[0]}, its mask {row['filename']} {mask.shape[1]}x{mask.shape[0]}"
-            raise InputError(f"{row['img']} is {sizes}")
+        image, mask = read_pair(self.root / row["img"], self.root / row["filename"], self.classes)
         return (resize_image(image, self.size), resize_mask(mask, self.size)) if self.size else (image, mask)
 
     def _try_decode(self, i):

@@ -40,6 +40,15 @@ def read_mask(path, classes: int = 1) -> np.ndarray:
     return to_binary(mask, path) if classes == 1 else _check_classes(mask, classes, path)
 
 
+def read_pair(image_path, mask_path, classes: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """A photograph (H, W, 3) and its mask (H, W), both uint8; InputError for what either lacks or unequal sizes."""
+    image, mask = read_image(image_path), read_mask(mask_path, classes)
+    if image.shape[:2] != mask.shape:
+        sizes = f"{image.shape[1]}x{image.shape[0]}, its mask {mask_path} {mask.shape[1]}x{mask.shape[0]}"
+        raise InputError(f"{image_path} is {sizes}")
+    return image, mask
+
+
 def to_binary(mask: np.ndarray, name="mask") -> np.ndarray:
     """{0, 1}, {0, 255} or bool -> uint8 {0, 1}, same shape; InputError for other values."""
     if mask.dtype == bool:
