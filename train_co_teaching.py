@@ -53,7 +53,8 @@ def main(args: Args) -> None:
     checkpoint = Checkpoint(run, nets=nets, optimizers=optimizers, schedules=schedules)
 
     for epoch in checkpoint.epochs(args.epochs):
-        rate, stats, window = schedules[0].get_last_lr()[0], Averages(run), Window(args.window)
+        stats = Averages(run, lr=schedules[0].get_last_lr()[0])
+        window = run.carry("window", Window(args.window))
         forget = forget_rate(epoch, args.epochs, tau, args.num_gradual, args.exponent, args.schedule)
         for batch in run.batches(train, epoch, nets):
             mask = batch["mask"]
@@ -73,7 +74,7 @@ def main(args: Args) -> None:
             window.add(*scores)
         scores = [evaluate(run, net, valid) for net in nets]
         both = named("valid_a", scores[0]) | named("valid_b", scores[1])
-        run.log(epoch=epoch, seconds=run.seconds(), lr=rate, forget=forget, **stats.result(), **both)
+        run.log(epoch=epoch, seconds=run.seconds(), forget=forget, **stats.result(), **both)
         better = int(scores[1]["score"] > scores[0]["score"])
         checkpoint.save(epoch, scores[better]["score"], net=better)
     test_once(run, checkpoint, test)

@@ -45,7 +45,7 @@ def main(args: Args) -> None:
     checkpoint = Checkpoint(run, nets=nets, optimizers=optimizers, schedules=schedules)
 
     for epoch in checkpoint.epochs(args.epochs):
-        rate, stats = schedules[0].get_last_lr()[0], Averages(run)
+        stats = Averages(run, lr=schedules[0].get_last_lr()[0])
         for batch in run.batches(train, epoch, nets):
             with run.autocast():
                 logits = [net(batch["image"]) for net in nets]
@@ -63,7 +63,7 @@ def main(args: Args) -> None:
                 stats.add(loss=loss, **selection_stats(keep, batch["noisy"]))
         scores = [evaluate(run, net, valid) for net in nets]
         both = named("valid_a", scores[0]) | named("valid_b", scores[1])
-        run.log(epoch=epoch, seconds=run.seconds(), lr=rate, **stats.result(), **both)
+        run.log(epoch=epoch, seconds=run.seconds(), **stats.result(), **both)
         better = int(scores[1]["score"] > scores[0]["score"])
         checkpoint.save(epoch, scores[better]["score"], net=better)
     test_once(run, checkpoint, test)

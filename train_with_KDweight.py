@@ -55,7 +55,7 @@ def main(args: Args) -> None:
     checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule])
 
     for epoch in checkpoint.epochs(args.epochs):
-        rate, stats = schedule.get_last_lr()[0], Averages(run)
+        stats = Averages(run, lr=schedule.get_last_lr()[0])
         share = mixing(epoch, args.epochs, args.warmup, args.t_start, args.t_end)
         for batch in run.batches(train, epoch, [net]):
             with run.autocast():
@@ -74,7 +74,7 @@ def main(args: Args) -> None:
         scores, means = evaluate(run, net, valid), stats.result()
         size = effective_size(means["train_weight"], means["train_weight_square"], len(train.dataset))
         means |= {"effective_size": size, "T": share}
-        run.log(epoch=epoch, seconds=run.seconds(), lr=rate, **means, **named("valid", scores))
+        run.log(epoch=epoch, seconds=run.seconds(), **means, **named("valid", scores))
         checkpoint.save(epoch, scores["score"])
     test_once(run, checkpoint, test)
 

@@ -27,7 +27,7 @@ def main(args: WeightArgs) -> None:
     checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule])
 
     for epoch in checkpoint.epochs(args.epochs):
-        rate, stats = schedule.get_last_lr()[0], Averages(run)
+        stats = Averages(run, lr=schedule.get_last_lr()[0])
         for batch in run.batches(train, epoch, [net]):
             with run.autocast():
                 logits = net(batch["image"])
@@ -39,7 +39,7 @@ def main(args: WeightArgs) -> None:
             stats.add(weight_square=weight**2)
         scores, means = evaluate(run, net, valid), stats.result()
         size = effective_size(means["train_weight"], means["train_weight_square"], len(train.dataset))
-        run.log(epoch=epoch, seconds=run.seconds(), lr=rate, effective_size=size, **means, **named("valid", scores))
+        run.log(epoch=epoch, seconds=run.seconds(), effective_size=size, **means, **named("valid", scores))
         checkpoint.save(epoch, scores["score"])
     test_once(run, checkpoint, test)
 

@@ -24,7 +24,7 @@ def main(args: TrainArgs) -> None:
     checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule])
 
     for epoch in checkpoint.epochs(args.epochs):
-        rate, stats = schedule.get_last_lr()[0], Averages(run)
+        stats = Averages(run, lr=schedule.get_last_lr()[0])
         for batch in run.batches(train, epoch, [net]):
             with run.autocast():
                 logits = net(batch["image"])
@@ -32,7 +32,7 @@ def main(args: TrainArgs) -> None:
             run.step(net, optimizer, schedule, loss.mean())
             stats.add(batch["noisy"], loss=loss)
         scores = evaluate(run, net, valid)
-        run.log(epoch=epoch, seconds=run.seconds(), lr=rate, **stats.result(), **named("valid", scores))
+        run.log(epoch=epoch, seconds=run.seconds(), **stats.result(), **named("valid", scores))
         checkpoint.save(epoch, scores["score"])
     test_once(run, checkpoint, test)
 

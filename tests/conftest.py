@@ -33,7 +33,11 @@ def draw_set(root: Path, count: int, size: int = 32, seed: int = 0, start: int =
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A folder with images and lists: 13 to train (with weights and noise levels), 5 to validate, 4 to test."""
-    root = tmp_path_factory.mktemp("tiny")
+    return draw_lists(tmp_path_factory.mktemp("tiny"))
+
+
+def draw_lists(root: Path) -> Path:
+    """Fill a folder with what the scripts need, and return it."""
     rows = draw_set(root, 22)
     frame = pd.DataFrame(rows, columns=["img", "filename"])
     frame["iterations"] = [0, 7, 0] * 7 + [0]

@@ -123,13 +123,14 @@ def test_a_failed_run_is_reported_and_does_not_stop_the_others(tmp_path):
 
 
 LAYERS = [
-    {"errors", "logs"},
+    {"errors", "logs", "interrupt"},
     {"args", "images", "lists"},
     {"demo", "boundary"},
     {"prepare_data", "add_noise"},
     {"metrics", "generate_noisy_label"},
     {"losses", "models"},
     {"optim", "methods", "checkpoint", "dataset"},
+    {"steps"},
     {"run"},
     {"evaluate", "predict_mask", "get_weight"},
     {"report"},

@@ -2,11 +2,12 @@
 
 import argparse
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
-from utils.errors import InputError, say
+from utils.errors import InputError, RankError, say
+from utils.interrupt import RESUME, Paused, stop
 
 
 @dataclass
@@ -36,7 +37,12 @@ class TrainArgs:
     step_epochs: Annotated[int, "scheduler step: epochs between two cuts"] = 25
     step_gamma: Annotated[float, "scheduler step: factor of a cut"] = 0.5
     clip_value: Annotated[float, "gradients are clipped to +- this before the step; 0: never"] = 0.1
-    precision: Annotated[Literal["fp32", "bf16"], "bf16 is faster wherever the hardware has it"] = "fp32"
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], "bf16 is faster wherever the hardware has it"] = "fp32"
+    accumulate: Annotated[int, "batches whose gradients make one update"] = 1
+    skip_nonfinite: Annotated[bool, "leave out batches whose loss is not finite, and log them, instead of stopping"] = (
+        False
+    )
+    save_minutes: Annotated[float, "save inside an epoch too, this often; 0: only after it"] = 30.0
     select: Annotated[Literal["best", "last"], "tested checkpoint: best on validation, or last"] = "best"
     theta0: Annotated[int, "boundary score: width of the boundary operator, odd"] = 3
     theta: Annotated[int, "boundary score: odd; (theta - 1) / 2 pixels of tolerance"] = 5
@@ -91,8 +97,12 @@ def parse(cls, argv=None, doc=None):
 
 
 def launch(main, cls, argv=None) -> None:
-    """Parse the command line and call `main`; a user's mistake becomes one line on stderr and exit code 2."""
-    with _one_line():
+    """Parse the command line and call `main`.
+
+    A user's mistake becomes one line on stderr and exit code 2; a training run that is told to stop saves, and exits
+    with 75, "resume me".
+    """
+    with _one_line(), stop.listening() if issubclass(cls, TrainArgs) else nullcontext():
         main(parse(cls, argv, sys.modules[main.__module__].__doc__))
 
 
@@ -115,19 +125,40 @@ def _one_line():
     try:
         yield
     except InputError as error:
-        say(f"error: {error}")
+        # a loader process hands its error over with a traceback; what was said stands at its end
+        text = str(error).rpartition("InputError: ")[2].strip()
+        say(f"error: {text}", every=isinstance(error, RankError))
         raise SystemExit(2) from None
     except OSError as error:
-        say(f"error: {error.filename or 'output'}: {error.strerror or error}")
+        say(f"error: {error.filename or 'output'}: {error.strerror or error}", every=True)
         raise SystemExit(2) from None
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
+    except (MemoryError, RuntimeError, ValueError) as error:
+        what = _known(error)
+        if not what:
             raise
-        say("error: BatchNorm met one value a channel: use a larger --batch-size or --size, or another --arch")
+        say(f"error: {what}", every=True)
         raise SystemExit(2) from None
+    except Paused:
+        say("paused; the same command goes on from here")
+        raise SystemExit(RESUME) from None
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from the last finished epoch")
+        say("interrupted; the same command goes on")
         raise SystemExit(130) from None
+
+
+def _known(error) -> str:
+    """What a user can do about an error of the libraries below, or nothing."""
+    text = str(error)
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if memory or "DefaultCPUAllocator" in text or "ALLOC_FAILED" in text:
+        first = (text.strip().splitlines() or ["no memory left"])[0].partition(" GPU ")[0][:160]
+        smaller = "a smaller --batch-size (with --accumulate the update stays the same)"
+        return f"out of memory ({first}): try {smaller}, a smaller --size, --precision bf16, or a smaller --encoder"
+    if "DataLoader worker" in text and ("killed" in text or "exited" in text or "bus error" in text.lower()):
+        return "a loader process died, mostly of too little memory: try --workers 0, fewer --workers or less --cache-gb"
+    if "more than 1 value per channel" in text:
+        return "BatchNorm met one value a channel: use a larger --batch-size or --size, or another --arch"
+    return ""
 
 
 def _add_flags(parser, cls) -> None:
@@ -145,10 +176,10 @@ def _add_flags(parser, cls) -> None:
 
 def check(args: TrainArgs) -> None:
     """Raise InputError for a value that no training run can use."""
-    for flag in ("epochs", "batch_size", "classes", "width", "step_epochs"):
+    for flag in ("epochs", "batch_size", "classes", "width", "step_epochs", "accumulate"):
         if getattr(args, flag) < 1:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 1 or more")
-    for flag in ("size", "workers", "clip_value", "weight_decay", "cache_gb", "seed", "step_gamma"):
+    for flag in ("size", "workers", "clip_value", "weight_decay", "cache_gb", "seed", "step_gamma", "save_minutes"):
         if not getattr(args, flag) >= 0:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 0 or more")
     if not 0 < args.learning_rate < float("inf"):

@@ -1,7 +1,8 @@
 """Saving a run so that it can go on exactly, and loading networks from what was saved."""
 
 import os
-import pickle
+import time
+import warnings
 import zipfile
 from hashlib import blake2b
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.errors import InputError
+from utils.errors import InputError, warn, writing
 from utils.lists import stem_of
 from utils.models import build_model
 
@@ -17,55 +18,121 @@ from utils.models import build_model
 class Checkpoint:
     """Everything a run needs to go on, by role, in `last.pt`; the networks of its best epoch in `best.pt`.
 
-    Roles are `nets`, `optimizers`, `schedules`. Both files are written under another name, flushed and renamed, and
-    read with `weights_only=True`. They also say how to build the networks and which images trained them.
+    Roles are `nets`, `optimizers`, `schedules`, with fp16 also `scalers`. Files are written under another name, flushed
+    and renamed, and read with `weights_only=True`; `previous.pt` is the `last.pt` before, for the case that the file
+    system damages it. They also say how to build the networks and which images trained them.
     """
 
     def __init__(self, run, **parts):
-        self.run, self.parts, self.best = run, parts, float("-inf")
-        self.last = run.dir / "last.pt"
+        if run.args.precision == "fp16":
+            parts["scalers"] = [run.scaler(optimizer) for optimizer in parts["optimizers"]]
+        self.run, self.parts = run, parts
+        self.last, self.previous = run.dir / "last.pt", run.dir / "previous.pt"
+        self.reached = {"epoch": -1, "score": float("-inf"), "best": float("-inf"), "net": 0}
+        self.damaged = False
+        run.checkpoint = self
 
     def epochs(self, total: int) -> range:
-        """The epochs still to do: from zero, or from after the last one saved; the log is cut back to there."""
-        start = 0
-        if self.last.exists():
-            state = read_checkpoint(self.last)
+        """The epochs still to do: from zero, or from where the run was saved; the log is cut back to there."""
+        state = self._newest()
+        if state:
             for role, group in self.parts.items():
                 for part, saved in zip(group, state[role], strict=True):
                     bare(part).load_state_dict(saved)
-            self.best, start = state["best"], state["epoch"] + 1
+            self.reached = {key: state[key] for key in self.reached}
+            if "inside" in state:
+                self.run.go_on_inside(state["inside"])
+        start = self.reached["epoch"] + 1
         self.run.keep_log_before(start)
         return range(start, total)
 
     def save(self, epoch: int, score: float, net: int = 0) -> None:
         """Save after an epoch; if its validation score is the best so far, `nets[net]` is the network to test."""
-        improved, self.best = score > self.best or epoch == 0, max(score, self.best)
-        if not self.run.main:
-            return
-        about = self.run.about | {"epoch": epoch, "score": score, "best": self.best, "net": net}
-        states = {role: [bare(part).state_dict() for part in group] for role, group in self.parts.items()}
+        best = self.reached["best"]
+        self.reached = {"epoch": epoch, "score": score, "best": max(score, best), "net": net}
+        self.run.position = None
         # best.pt goes first: a run killed between the two repeats this epoch and writes the same best.pt again
-        if improved:
-            write_checkpoint(self.run.dir / "best.pt", about | {"nets": states["nets"]})
-        write_checkpoint(self.last, about | states)
+        if self.run.main and (score > best or epoch == 0):
+            write_checkpoint(self.run.dir / "best.pt", self._about() | {"nets": self._states()["nets"]})
+        self._write_last({})
+
+    def save_inside(self) -> None:
+        """Save inside an epoch, so that the next process goes on with its next step."""
+        self._write_last({"inside": self.run.inside()})
 
     def chosen(self, which: str = "best"):
         """(epoch, index of the network, the network with the saved weights) of `best.pt` or `last.pt`."""
         self.run.barrier()  # the first process may still be writing it
-        state = read_checkpoint(self.run.dir / f"{which}.pt")
+        path = self.run.dir / f"{which}.pt"
+        try:
+            state = read_checkpoint(path)
+        except InputError as error:
+            raise InputError(f"{error}; remove {self.run.dir} to train again") from None
         net = self.parts["nets"][state["net"]]
         bare(net).load_state_dict(state["nets"][state["net"]])
         return state["epoch"], state["net"], net
 
+    def _about(self):
+        return self.run.about | self.reached
 
-def write_checkpoint(path: Path, state: dict) -> None:
-    """Write `state` so that a reader sees the old file or the new one, never a part."""
+    def _states(self):
+        return {role: [bare(part).state_dict() for part in group] for role, group in self.parts.items()}
+
+    def _write_last(self, more):
+        self.run.saved = time.time()
+        if self.run.main:
+            write_checkpoint(self.last, self._about() | self._states() | more, None if self.damaged else self.previous)
+        self.damaged = False
+
+    def _newest(self):
+        """What last.pt holds, or previous.pt where last.pt cannot be read; None for a run that begins."""
+        faults = []
+        for path in (self.last, self.previous):
+            if not path.exists():
+                continue
+            try:
+                state = read_checkpoint(path)
+                lacking = {*self.parts, *self.reached} - set(state)
+                if lacking:
+                    raise InputError(f"{path}: not a checkpoint of this run, it lacks {', '.join(sorted(lacking))}")
+            except InputError as error:
+                faults.append(str(error))
+                continue
+            if faults:
+                self.damaged = True  # it must not take the place of the good one when the next is saved
+                warn(f"{faults[0]}. Going on from {path}, after {state['epoch'] + 1} epochs")
+            return state
+        if faults:
+            raise InputError(f"{'; '.join(faults)}. Remove {self.run.dir} to train again")
+        return None
+
+
+def write_checkpoint(path: Path, state: dict, keep: Path | None = None) -> None:
+    """Write `state` so that a reader sees the old file or the new one, never a part.
+
+    What was in `path` becomes `keep`, where that is given. InputError if it cannot be written; then both stay.
+    """
     part = path.with_name(f".{path.name}.writing")
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with writing(path):
+            with part.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep and path.exists():
+                _link(path, keep)
+            part.replace(path)
+            _sync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)  # on a full disk it is most of what fills it
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all; InputError if it cannot be written."""
+    part = path.with_name(f".{path.name}.writing")
+    with writing(path):
+        part.write_text(text)
+        part.replace(path)
 
 
 def read_checkpoint(path) -> dict:
@@ -73,8 +140,14 @@ def read_checkpoint(path) -> dict:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError):
+        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip():
+                    raise zipfile.BadZipFile
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it would name the pickle protocol of what it then refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # bytes at random raise anything
         what = "it is damaged, or holds something other than numbers and names, which is never run"
         raise InputError(f"{path}: not a checkpoint that can be read: {what}") from None
     if not isinstance(state, dict):
@@ -114,6 +187,24 @@ def image_keys(images) -> torch.Tensor:
     """
     keys = [int.from_bytes(blake2b(stem_of(i).encode(), digest_size=8).digest(), "big", signed=True) for i in images]
     return torch.tensor(keys, dtype=torch.int64)
+
+
+def _link(path, keep):
+    part = keep.with_name(f".{keep.name}.writing")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(path, part)
+    except OSError:  # a file system without hard links: for a moment there is only `keep`
+        path.replace(part)
+    part.replace(keep)
+
+
+def _sync_folder(folder):
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def bare(part):

@@ -47,7 +47,12 @@ class ListDataset(Dataset):
             self.augment.set_random_seed(int(np.random.SeedSequence([self.seed, self.epoch, i]).generate_state(1)[0]))
             both = self.augment(image=image, mask=mask)
             image, mask = both["image"], both["mask"]
-        sample = {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask), "noisy": int(self.noisy[i])}
+        sample = {
+            "image": torch.from_numpy(image),
+            "mask": torch.from_numpy(mask),
+            "noisy": int(self.noisy[i]),
+            "index": i,
+        }
         return sample if self.weight is None else sample | {"weight": self.weight[i]}
 
     def one_shape(self) -> bool:

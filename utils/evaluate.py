@@ -50,3 +50,4 @@ def test_once(run, checkpoint, loader) -> None:
         epoch, which, net = checkpoint.chosen(run.args.select)
         scores = evaluate(run, net, loader)
         run.log(split="test", checkpoint=run.args.select, best_epoch=epoch, net=which, **named("test", scores))
+    run.close()

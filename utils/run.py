@@ -1,86 +1,51 @@
-"""The furniture every script shares: devices, seeds, precision, batches, one optimizer step, the log."""
+"""The furniture every script shares: its folder and its lock, devices, networks, loaders, the log."""
 
 import fcntl
 import hashlib
 import json
 import math
 import os
-import random
+import socket
 import subprocess
 import sys
-import time
+import threading
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_value_
-from torch.utils.data import DataLoader, Sampler
-from tqdm import tqdm
+from torch.utils.data import DataLoader
 
-from utils.checkpoint import bare, image_keys, load_weights
-from utils.errors import InputError
+from utils.checkpoint import bare, image_keys, load_weights, replace_text
+from utils.errors import InputError, writing
+from utils.interrupt import ignore_signals
 from utils.logs import read_jsonl
 from utils.models import build_model
+from utils.steps import Batches, Steps
 
 PACKAGES = ("torchvision", "segmentation-models-pytorch", "albumentations", "opencv-python-headless", "numpy", "pandas")
-FREE = {"workers", "run_dir", "cache_gb", "cpu"}  # flags that may change between the parts of one run
+FREE = {"workers", "run_dir", "cache_gb", "cpu", "save_minutes"}  # flags that may change between the parts of one run
 
 
-class Batches(Sampler):
-    """Batches of this process's share of the indices: shuffled by (seed, epoch) for training, else in order.
-
-    Evaluation counts every index once. Training gives every process equally many, and leaves out a last batch of one
-    image, which BatchNorm cannot normalise.
-    """
-
-    def __init__(self, n: int, batch_size: int, rank: int, world: int, seed: int | None = None):
-        self.n, self.size, self.rank, self.world, self.seed, self.epoch = n, batch_size, rank, world, seed, 0
-
-    def __iter__(self):
-        order = torch.arange(self.n)
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.n, generator=generator)
-        own = order[self.rank : self._used() : self.world].tolist()
-        return iter([own[i : i + self.size] for i in range(0, len(own), self.size)][: len(self)])
-
-    def __len__(self):
-        own = len(range(self.rank, self._used(), self.world))
-        whole, rest = divmod(own, self.size)
-        alone = self.seed is not None and rest == 1 and whole > 0 and self.size > 1
-        return whole + (rest > 0) - alone
-
-    def _used(self):
-        return self.n if self.seed is None else self.n - self.n % self.world
-
-
-class Run:
+class Run(Steps):
     """One run folder, one device, one process of possibly several."""
 
     def __init__(self, args):
-        self.args = args
-        self.world, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
         cuda = torch.cuda.is_available() and not args.cpu
-        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
         if cuda:
-            torch.cuda.set_device(self.device)
-        if self.world > 1 and not dist.is_initialized():
+            torch.cuda.set_device(device)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if cuda else "gloo")
-        self.main = self.rank == 0
+        super().__init__(args, device)
         self.dir = Path(args.run_dir) / args.name
-        self.writer, self.started = None, time.time()
-        self.about = {"models": []}
+        self.writer, self.about = None, {"models": []}
         if self.main:
             self._open_folder()
         self.seed_everything(args.seed)
-
-    def seed_everything(self, seed: int) -> None:
-        random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
 
     def build(self, index: int = 0, arch: str = "", encoder: str = ""):
         """The network of the flags (the `index`-th of several), initialised from the seed, wrapped for this device."""
@@ -113,19 +78,20 @@ class Run:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return DistributedDataParallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.precision == "bf16")
-
     def loader(self, dataset, train: bool = False) -> DataLoader:
         size = self.args.batch_size if dataset.one_shape() else 1
         if train:
             self.about["images"] = image_keys(dataset.frame["img"])
+        sampler = Batches(len(dataset), size, self.rank, self.world, self.args.seed if train else None)
+        if train and not len(sampler):
+            raise InputError(f"{dataset.path}: {len(dataset)} images are too few for {self.world} processes")
         return DataLoader(
             dataset,
-            batch_sampler=Batches(len(dataset), size, self.rank, self.world, self.args.seed if train else None),
+            batch_sampler=sampler,
             num_workers=self.args.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),
+            worker_init_fn=ignore_signals,
         )
 
     def loaders(self, datasets) -> list:
@@ -133,61 +99,43 @@ class Run:
         loaders = [self.loader(dataset, train=i == 0) for i, dataset in enumerate(datasets)]
         return loaders if len(loaders) == 3 else [*loaders, None]
 
-    def batches(self, loader, epoch: int = 0, nets=()):
-        """One pass, on this device. A training pass is a pure function of (seed, epoch, rank)."""
-        train = loader.batch_sampler.seed is not None
-        if train:
-            loader.batch_sampler.epoch = loader.dataset.epoch = epoch
-            self.seed_everything(self.args.seed + 7919 * (epoch + 1) + self.rank)
-        for net in nets:
-            net.train()
-        text = f"epoch {epoch + 1}/{self.args.epochs}" if train else "evaluate"
-        quiet = not self.main or not sys.stderr.isatty()
-        for batch in tqdm(loader, text, leave=False, disable=quiet):
-            batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
-            # rows of pixels become a channels-last batch without a copy
-            yield batch | {"image": batch["image"].permute(0, 3, 1, 2)}
-
-    def step(self, net, optimizer, schedule, loss: Tensor, clip: float | None = None, when=True) -> None:
-        """One update, with gradients clipped before it; where `when` is False only the schedule moves on."""
-        if when:
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            clip = self.clip if clip is None else clip
-            if clip > 0:
-                clip_grad_value_(net.parameters(), clip)
-            optimizer.step()
-        schedule.step()
-
-    @property
-    def clip(self) -> float:
-        # the released single-network scripts clip after the step, which clips nothing
-        return 0.0 if self.args.compat == "nlkd" else self.args.clip_value
-
     def log(self, **row) -> None:
-        """Append one line to log.jsonl and TensorBoard, and print it; InputError for a loss that is not finite."""
+        """Append one line to log.jsonl and TensorBoard, and print it; lists of names go to log.jsonl only.
+
+        InputError for a loss that is not finite, and for a file that cannot be written.
+        """
         if not math.isfinite(row.get("train_loss", 0.0)):
             remedy = "lower --learning-rate, set --clip-value, or use --precision fp32"
             raise InputError(f"{self.dir}: the loss of epoch {row['epoch']} is {row['train_loss']}; {remedy}")
         if not self.main:
             return
-        with (self.dir / "log.jsonl").open("a") as file:
+        path = self.dir / "log.jsonl"
+        with writing(path), path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self._tensorboard(row)
+        shown = {k: v for k, v in row.items() if not isinstance(v, list)}
+        shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+        print(f"{self.args.name}  {'  '.join(shown)}", flush=True)
+
+    def _tensorboard(self, row):
         from torch.utils.tensorboard import SummaryWriter  # takes a second, which a finished run does not spend
 
-        self.writer = self.writer or SummaryWriter(str(self.dir), purge_step=row.get("epoch"))
-        for key, value in row.items():
-            if isinstance(value, float):
-                self.writer.add_scalar(key.replace("_", "/", 1), value, row.get("epoch", self.args.epochs - 1))
-        self.writer.flush()
-        shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
-        print(f"{self.args.name}  {'  '.join(shown)}", flush=True)
+        # its thread would print a traceback when the disk is full; the flush below raises the same error here
+        threading.excepthook = _quiet_if_full
+        with writing(self.dir):
+            self.writer = self.writer or SummaryWriter(str(self.dir), purge_step=row.get("epoch"))
+            for key, value in row.items():
+                if isinstance(value, float):
+                    self.writer.add_scalar(key.replace("_", "/", 1), value, row.get("epoch", self.args.epochs - 1))
+            self.writer.flush()
 
     def finished(self) -> bool:
         """Whether this run has its last line already; then there is nothing to do, and it says so."""
         done = any(row.get("split") in ("test", "none") for row in self.read_log())
         if done and self.main:
             print(f"{self.dir}: finished, nothing to do")
+        if done:
+            self.close()
         return done
 
     def read_log(self) -> list[dict]:
@@ -198,14 +146,7 @@ class Run:
         """Drop the lines of epochs that will be done again."""
         if self.main and (self.dir / "log.jsonl").exists():
             rows = [row for row in self.read_log() if row.get("epoch", epoch) < epoch]
-            part = self.dir / ".log.jsonl.writing"
-            part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            part.replace(self.dir / "log.jsonl")
-
-    def seconds(self) -> float:
-        """Wall time since the last call."""
-        before, self.started = self.started, time.time()
-        return round(self.started - before, 3)
+            replace_text(self.dir / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def sum(self, tensor: Tensor) -> Tensor:
         if self.world > 1:
@@ -228,36 +169,62 @@ class Run:
         return self.sum(tensor.detach().clone().double()) / self.world
 
     def _open_folder(self):
+        path = self.dir / ".lock"
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            self.lock = (self.dir / ".lock").open("w")
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.lock = path.open("a+")
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when the process is gone
         except BlockingIOError:
-            raise InputError(f"{self.dir}: another process runs here; wait for it or choose another --name") from None
+            self.lock.seek(0)
+            who = self.lock.read().strip() or "another process"
+            raise InputError(f"{self.dir}: {who} runs here; wait for it or choose another --name") from None
         except OSError as error:
             raise InputError(f"{self.dir}: cannot be written ({error.strerror}); choose another --run-dir") from None
+        with writing(path):
+            self.lock.truncate(0)
+            self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self.lock.flush()
         lists = {k: _digest(getattr(self.args, k)) for k in ("train_csv", "valid_csv", "test_csv")}
         now = asdict(self.args) | {"processes": self.world, "content": lists}
         path = self.dir / "args.json"
-        if path.exists() and (self.dir / "last.pt").exists():
+        if path.exists() and any((self.dir / name).exists() for name in ("last.pt", "previous.pt")):
             differ = _differences(json.loads(path.read_text()), now)
             if differ:
                 raise InputError(f"{self.dir}: was run with {'; '.join(differ)}. Choose another --name or remove it")
-        path.write_text(json.dumps(now, indent=1) + "\n")
-        (self.dir / "env.json").write_text(json.dumps(_environment(self.device, self.world), indent=1) + "\n")
+        replace_text(path, json.dumps(now, indent=1) + "\n")
+        replace_text(self.dir / "env.json", json.dumps(_environment(self.device, self.world), indent=1) + "\n")
 
 
 class Averages:
-    """Means over an epoch, summed where the tensors are, so that a training loop never waits for the device."""
+    """Means over an epoch, summed where the tensors are, so that a training loop never waits for the device.
 
-    def __init__(self, run: Run):
-        self.run, self.sums = run, {}
+    `constants` are what is known when the epoch begins. An epoch that is taken up inside goes on with what it had.
+    """
+
+    def __init__(self, run: Run, **constants):
+        self.run, self.constants, self.sums, self.left_out = run, constants, {}, [0, []]
+        run.carry("averages", self)
+
+    def state_dict(self) -> dict:
+        sums = {name: pair.cpu() for name, pair in self.sums.items()}
+        return {"constants": self.constants, "sums": sums, "left_out": self.left_out}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.constants, self.left_out = state["constants"], state["left_out"]
+        self.sums = {name: pair.to(self.run.device) for name, pair in state["sums"].items()}
+
+    def leave_out(self, images: list[str]) -> None:
+        """Count an update that --skip-nonfinite left out, and the images that caused it."""
+        self.left_out = [self.left_out[0] + 1, self.left_out[1] + images]
 
     def add(self, noisy: Tensor | None = None, **values) -> None:
         """Add (n,) tensors, or pairs (parts, wholes) of tensors whose ratio of sums is wanted.
 
-        With `noisy` (n,) (1, 0, or -1 unknown) each value also has a mean over clean and over noisy examples.
+        With `noisy` (n,) (1, 0, or -1 unknown) each value also has a mean over clean and over noisy examples. A batch
+        that was left out counts nowhere.
         """
+        if self.run.spoilt:
+            return
         for name, value in values.items():
             if isinstance(value, tuple):
                 self._add(name, *value)
@@ -272,11 +239,23 @@ class Averages:
         self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def result(self, prefix: str = "train_") -> dict[str, float]:
-        """{prefix + name: mean} over all processes; means of nothing are left out."""
+        """The constants and {prefix + name: mean} over all processes; means of nothing are left out.
+
+        With --skip-nonfinite also how many updates were left out, and because of which images.
+        """
+        found = dict(self.constants)
+        if self.run.args.skip_nonfinite:
+            every = self.run.gather(self.left_out)
+            found["left_out"], found["left_out_images"] = every[0][0], sorted({i for _, some in every for i in some})
         if not self.sums:
-            return {}
+            raise InputError(f"{self.run.dir}: no batch of an epoch had a finite loss; lower --learning-rate")
         sums = self.run.sum(torch.stack(list(self.sums.values()))).tolist()
-        return {prefix + k: part / whole for k, (part, whole) in zip(self.sums, sums, strict=True) if whole > 0}
+        return found | {prefix + k: part / whole for k, (part, whole) in zip(self.sums, sums, strict=True) if whole > 0}
+
+
+def _quiet_if_full(args):
+    if not issubclass(args.exc_type, OSError):
+        threading.__excepthook__(args)
 
 
 def _version(package) -> str:

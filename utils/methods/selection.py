@@ -54,7 +54,7 @@ def keep_cleanest(score: Tensor, rate: float, rule: str = "round", among: Tensor
     pool = score.masked_fill(~among, -torch.inf)
     before = 0 if recent is None else len(recent)
     if before:
-        pool = torch.cat([recent, pool])
+        pool = torch.cat([recent.to(pool.device), pool])
     rank = torch.empty_like(pool, dtype=torch.long)
     rank[pool.argsort(stable=True)] = torch.arange(len(pool), device=pool.device)
     count = keep_count(among.sum() + before, rate, rule).to(pool.device)
@@ -62,10 +62,17 @@ def keep_cleanest(score: Tensor, rate: float, rule: str = "round", among: Tensor
 
 
 class Window:
-    """The scores of the last `batches - 1` batches of each network; new every epoch, so there is nothing to save."""
+    """The scores of the last `batches - 1` batches of each network; new in every epoch."""
 
     def __init__(self, batches: int):
         self.seen = [deque(maxlen=batches - 1) for _ in range(2)]
+
+    def state_dict(self) -> dict:
+        return {"seen": [[score.cpu() for score in seen] for seen in self.seen]}
+
+    def load_state_dict(self, state: dict) -> None:
+        for seen, saved in zip(self.seen, state["seen"], strict=True):
+            seen.extend(saved)
 
     def recent(self, net: int) -> Tensor | None:
         return torch.cat(list(self.seen[net])) if self.seen[net] else None

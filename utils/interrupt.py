@@ -1,0 +1,47 @@
+"""Ctrl-C and SIGTERM: noted, and obeyed between two steps of a training run, so that it can save first."""
+
+import signal
+import threading
+from contextlib import contextmanager
+
+RESUME = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, give the same command again
+
+
+class Paused(KeyboardInterrupt):
+    """The run was asked to stop, and what it had reached is saved."""
+
+
+class Stop:
+    """Whether this process was asked to stop; unless a run has something to save, `Paused` is raised at once."""
+
+    def __init__(self):
+        self.asked = self.saves = False
+
+    @contextmanager
+    def listening(self):
+        """Take SIGTERM and SIGINT as requests; a signal that the parent has set to be ignored stays ignored."""
+        self.asked = self.saves = False
+        mine = threading.current_thread() is threading.main_thread()
+        taken = [s for s in (signal.SIGTERM, signal.SIGINT) if mine and signal.getsignal(s) is not signal.SIG_IGN]
+        before = {s: signal.signal(s, self._note) for s in taken}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number, _frame):
+        # whoever presses Ctrl-C twice does not want to wait for a save
+        again = self.asked and number == signal.SIGINT
+        self.asked = True
+        if again or not self.saves:
+            raise Paused
+
+
+stop = Stop()
+
+
+def ignore_signals(_worker: int = 0) -> None:
+    """For loader processes: a signal to the whole group must not take them from a run that still has to save."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,288 @@
+"""What a training loop does at every step: take a batch, make an update, and in between save or stop."""
+
+import os
+import random
+import sys
+import time
+from collections import deque
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.utils import clip_grad_value_
+from torch.utils.data import Sampler
+from tqdm import tqdm
+
+from utils.errors import RankError
+from utils.interrupt import Paused, stop
+
+GO_ON, SAVE, SAVE_AND_STOP = range(3)
+
+
+class Batches(Sampler):
+    """Batches of this process's share of the indices: shuffled by (seed, epoch) for training, else in order.
+
+    Evaluation counts every index once. Training gives every process equally many, and leaves out a last batch of one
+    image, which BatchNorm cannot normalise. The first `skip` batches of a pass are left out: they are done.
+    """
+
+    def __init__(self, n: int, batch_size: int, rank: int, world: int, seed: int | None = None):
+        self.n, self.size, self.rank, self.world, self.seed = n, batch_size, rank, world, seed
+        self.epoch = self.skip = 0
+
+    def __iter__(self):
+        order = torch.arange(self.n)
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.n, generator=generator)
+        own = order[self.rank : self._used() : self.world].tolist()
+        return iter([own[i : i + self.size] for i in range(0, len(own), self.size)][self.skip : len(self)])
+
+    def __len__(self):
+        whole, rest = divmod(self._own(), self.size)
+        alone = self.seed is not None and rest == 1 and whole > 0 and self.size > 1
+        return whole + (rest > 0) - alone
+
+    def images(self, first: int, batches: int) -> int:
+        """How many indices `batches` batches hold together, from the `first` on."""
+        return min(self._own(), min(first + batches, len(self)) * self.size) - first * self.size
+
+    def fewest(self) -> int:
+        """How many batches every process has, whatever its share."""
+        return len(self) if self.seed is not None else -(-(self.n // self.world) // self.size)
+
+    def _own(self):
+        return len(range(self.rank, self._used(), self.world))
+
+    def _used(self):
+        return self.n if self.seed is None else self.n - self.n % self.world
+
+
+class Steps:
+    """The part of a `Run` that a training loop touches at every step."""
+
+    def __init__(self, args, device: torch.device):
+        self.args, self.device = args, device
+        self.world, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        self.main = self.rank == 0
+        # questions between processes that no device has to wait for
+        self.talk = dist.new_group(backend="gloo") if self.world > 1 else None
+        self.question = None
+        self.checkpoint, self.saved = None, time.time()
+        self.carried, self.resumed = {}, {}  # what lives for an epoch, and what it held when the run was saved in one
+        self.resume_at = self.position = None  # (epoch, steps done): where to go on; what there is to save
+        self.started = time.time()
+        self.scalers, self.due, self.doubtful = {}, set(), deque()
+        self.share, self.last, self.spoilt, self.images = 1.0, True, False, []
+        self.buffers = {}
+
+    def seed_everything(self, seed: int) -> None:
+        random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
+
+    def autocast(self):
+        kind = torch.float16 if self.args.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, kind, enabled=self.args.precision != "fp32")
+
+    def batches(self, loader, epoch: int = 0, nets=()):
+        """One pass, on this device; a training step is a pure function of (seed, epoch, step, process).
+
+        Between two steps the run is saved when it is time to, and saved and ended when it was asked to stop.
+        """
+        sampler, first = loader.batch_sampler, 0
+        train, rounds = sampler.seed is not None, sampler.fewest()
+        if train:
+            first = sampler.skip = self.resume_at[1] if self.resume_at and self.resume_at[0] == epoch else 0
+            sampler.epoch = loader.dataset.epoch = epoch
+            self.resume_at, stop.saves = None, True
+        for net in nets:
+            net.train()
+        text = f"epoch {epoch + 1}/{self.args.epochs}" if train else "evaluate"
+        quiet = not self.main or not sys.stderr.isatty()
+        bar = tqdm(loader, text, len(sampler), leave=False, disable=quiet, initial=first)
+        for step, batch in enumerate(bar, first):
+            if train:
+                self.position = (epoch, step) if step else None
+            # gradients are not saved, so that there is no stop between batches that make one update
+            if step < rounds and not (train and step % self.args.accumulate):
+                self._save_or_stop()
+            index = batch.pop("index")
+            batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
+            if train:
+                self._prepare(loader, epoch, step, index, nets)
+            # rows of pixels become a channels-last batch without a copy
+            yield batch | {"image": batch["image"].permute(0, 3, 1, 2)}
+        if train:
+            self._settle()
+            self.position = (epoch, len(sampler))
+            self._save_or_stop()
+
+    def step(self, net, optimizer, schedule, loss: Tensor, clip: float | None = None, when=True) -> None:
+        """Learn from the loss (mean over a batch): an update after every --accumulate batches, clipped before it.
+
+        Where `when` is False, or the loss is left out by --skip-nonfinite, only the schedule moves on.
+        """
+        learn = when and self._usable(loss, net)
+        scaler = self.scaler(optimizer)
+        if learn:
+            scaler.scale(loss if self.share == 1 else loss * self.share).backward()
+            self.due.add(optimizer)
+        if self.last and optimizer in self.due:
+            if self.world > 1 and self.args.accumulate > 1 and not learn:
+                self._average_gradients(net)  # it is the last backward pass that would have done it
+            self._update(net, optimizer, scaler, self.clip if clip is None else clip)
+        schedule.step()
+
+    @property
+    def clip(self) -> float:
+        # the released single-network scripts clip after the step, which clips nothing
+        return 0.0 if self.args.compat == "nlkd" else self.args.clip_value
+
+    def scaler(self, optimizer):
+        """The loss scale of an optimizer: keeps small float16 gradients from vanishing; 1 in other precisions."""
+        if optimizer not in self.scalers:
+            on = self.args.precision == "fp16"
+            self.scalers[optimizer] = torch.amp.GradScaler(self.device.type, enabled=on)
+        return self.scalers[optimizer]
+
+    def carry(self, name: str, item):
+        """Have `item`, which lives for an epoch, saved whenever the run is saved inside one; returns it.
+
+        It has `state_dict` and `load_state_dict`, and gets back what it held where the run goes on inside an epoch.
+        """
+        if name in self.resumed:
+            item.load_state_dict(self.resumed.pop(name))
+        self.carried[name] = item
+        return item
+
+    def inside(self) -> dict:
+        """Where the run stands inside an epoch, for its checkpoint: all processes call it together."""
+        self._settle()
+        every = self.gather({name: item.state_dict() for name, item in self.carried.items()})
+        epoch, step = self.position
+        return {"epoch": epoch, "step": step, "seconds": time.time() - self.started, "processes": every}
+
+    def go_on_inside(self, inside: dict) -> None:
+        """Take up what `inside` gave."""
+        self.resume_at, self.resumed = (inside["epoch"], inside["step"]), inside["processes"][self.rank]
+        self.started = time.time() - inside["seconds"]
+
+    def gather(self, item) -> list:
+        """What every process has of an object, in the order of the processes."""
+        every = [item]
+        if self.world > 1:
+            every = [None] * self.world
+            dist.all_gather_object(every, item, group=self.talk)
+        return every
+
+    def seconds(self) -> float:
+        """Wall time since the last call, that is of an epoch, without any time in which the run stood still."""
+        before, self.started = self.started, time.time()
+        return round(self.started - before, 3)
+
+    def _prepare(self, loader, epoch, step, index, nets):
+        a, sampler = self.args, loader.batch_sampler
+        self.seed_everything(int(np.random.SeedSequence([a.seed, epoch, step, self.rank]).generate_state(1)[0]))
+        group = step - step % a.accumulate
+        self.share = len(index) / sampler.images(group, a.accumulate)
+        self.last = step + 1 == min(group + a.accumulate, len(sampler))
+        self.spoilt, self.images = False, (epoch, step, loader.dataset, index)
+        for net in nets:
+            if self.world > 1:
+                net.require_backward_grad_sync = self.last
+            if a.skip_nonfinite:
+                self.buffers[net] = [b.clone() for b in net.buffers()]
+
+    def _update(self, net, optimizer, scaler, clip):
+        self.due.discard(optimizer)
+        gradients = [p.grad for p in net.parameters() if p.grad is not None]
+        scaler.unscale_(optimizer) if scaler.is_enabled() else None
+        usable = True
+        if self.args.skip_nonfinite and not scaler.is_enabled():  # a scaler leaves such updates out by itself
+            usable = bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
+            if not usable:
+                self._leave_out(net, True)
+        if usable:
+            if clip > 0:
+                clip_grad_value_(net.parameters(), clip)
+            scaler.step(optimizer)
+            scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _average_gradients(self, net):
+        for p in net.parameters():
+            if p.grad is not None:
+                dist.all_reduce(p.grad)
+                p.grad /= self.world
+
+    def _usable(self, loss, net) -> bool:
+        finite = torch.isfinite(loss.detach())
+        if self.args.skip_nonfinite:
+            everywhere = finite.float()
+            if self.world > 1:
+                dist.all_reduce(everywhere, dist.ReduceOp.MIN)
+            if not everywhere:
+                self._leave_out(net, not finite)
+            return bool(everywhere)
+        event = None
+        if self.device.type == "cuda":
+            # the answer is fetched without waiting for it, and read when it is there
+            finite, event = finite.to("cpu", non_blocking=True), torch.cuda.Event()
+            event.record()
+        self.doubtful.append((finite, event, self.images))
+        while self.doubtful and (self.doubtful[0][1] is None or self.doubtful[0][1].query()):
+            self._check(*self.doubtful.popleft())
+        return True
+
+    def _settle(self):
+        while self.doubtful:
+            finite, event, images = self.doubtful.popleft()
+            event.synchronize()
+            self._check(finite, event, images)
+
+    def _check(self, finite, _event, images):
+        if finite:
+            return
+        epoch, step, dataset, index = images
+        names = ", ".join(dataset.frame["img"].iloc[index[:10].tolist()])
+        more = f" and {len(index) - 10} more" if len(index) > 10 else ""
+        remedy = "look at them, lower --learning-rate, set --clip-value, use --precision fp32, or --skip-nonfinite"
+        what = f"the loss of step {step + 1} in epoch {epoch + 1} is not finite"
+        raise RankError(f"{self.dir}: {what}; its images: {names}{more}. Remedy: {remedy}")
+
+    def _leave_out(self, net, guilty):
+        self.spoilt = True
+        # the forward pass has moved the BatchNorm statistics; a batch that is left out leaves no trace
+        for buffer, before in zip(net.buffers(), self.buffers[net], strict=True):
+            buffer.copy_(before)
+        _, _, dataset, index = self.images
+        self.carried["averages"].leave_out(dataset.frame["img"].iloc[index.tolist()].tolist() if guilty else [])
+
+    def _save_or_stop(self):
+        wish = self._wish()
+        if wish and self.position:
+            self.checkpoint.save_inside()
+        if wish == SAVE_AND_STOP:
+            self.close()
+            raise Paused
+
+    def _wish(self) -> int:
+        """What is to be done now, the same in every process."""
+        minutes = self.args.save_minutes
+        late = self.main and 0 < minutes < (time.time() - self.saved) / 60
+        wish = SAVE_AND_STOP if stop.asked else SAVE if late else GO_ON
+        if self.world == 1:
+            return wish
+        # asked now, heard at the next step, so that nobody waits
+        asked, wishes = self.question, torch.tensor(wish)
+        self.question = dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self.talk, async_op=True), wishes
+        if asked is None:
+            return GO_ON
+        asked[0].wait()
+        return int(asked[1])
+
+    def close(self) -> None:
+        """Wait for the other processes and part from them; the last thing a run does."""
+        if self.world > 1:
+            dist.barrier(group=self.talk)
+            dist.destroy_process_group()
