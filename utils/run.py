@@ -28,7 +28,7 @@ from utils.logs import read_jsonl
 from utils.models import build_model
 
 PACKAGES = ("torchvision", "segmentation-models-pytorch", "albumentations", "opencv-python-headless", "numpy", "pandas")
-FREE = {"workers", "run_dir", "cache_gb", "cpu"}  # flags that may change between the parts of one run
+FREE = {"workers", "run_dir", "cache_gb", "cache_dir", "cpu"}  # flags that may change between the parts of one run
 
 
 class Batches(Sampler):
@@ -123,6 +123,7 @@ class Run:
         return DataLoader(
             dataset,
             batch_sampler=Batches(len(dataset), size, self.rank, self.world, self.args.seed if train else None),
+            collate_fn=dataset.collate,
             num_workers=self.args.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),
