@@ -223,12 +223,14 @@ def test_old_stores_make_room_and_those_in_use_stay(folder):
     open_list(folder, size=8)
     used = open_list(folder, size=10)
     open_list(folder, size=12)
-    names = {path.parent.name: path.stat().st_size for path in folder.glob("cache/*/data")}
-    for name in names:
-        old = names[name] in (6 * 64, 6 * 64 * 3, 6 * 100, 6 * 100 * 3)
-        os.utime(folder / "cache" / name / "index", (1, 1) if old else None)
+    order = [6 * 100, 6 * 300, 6 * 64, 6 * 192, 6 * 144, 6 * 432]  # bytes of data, the longest unused first
+    bytes_of = {}
+    for data in folder.glob("cache/*/data"):
+        seconds = 1 + order.index(data.stat().st_size)
+        os.utime(data.with_name("index"), (seconds, seconds))
+        bytes_of[data.stat().st_size] = sum(path.stat().st_size for path in data.parent.iterdir())
     (folder / "cache/notes").mkdir()
-    evict(folder / "cache", sum(path.stat().st_size for path in folder.glob("cache/*/*")) - 6 * 64 * 4)
+    evict(folder / "cache", sum(bytes_of.values()) - bytes_of[6 * 64] - bytes_of[6 * 192])
     left = sorted(path.stat().st_size for path in folder.glob("cache/*/data"))
     assert left == sorted([6 * 100, 6 * 300, 6 * 144, 6 * 432])
     evict(folder / "cache", 0)
