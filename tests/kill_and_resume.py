@@ -15,7 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[1])]
+
 import torch
 from conftest import draw_lists
 

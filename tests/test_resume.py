@@ -497,9 +497,7 @@ def test_skipped_batches_are_logged_and_survive_a_kill(tiny, tmp_path, monkeypat
 @pytest.mark.parametrize(
     "error",
     [
-        torch.OutOfMemoryError(
-            "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139 GiB"
-        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a capacity of 139 GiB"),
         MemoryError(),
         lambda: torch.empty(10**15),
     ],

@@ -125,7 +125,7 @@ def test_a_failed_run_is_reported_and_does_not_stop_the_others(tmp_path):
 LAYERS = [
     {"errors", "logs", "interrupt"},
     {"args", "images", "lists"},
-    {"demo", "boundary"},
+    {"demo", "boundary", "store"},
     {"prepare_data", "add_noise"},
     {"metrics", "generate_noisy_label"},
     {"losses", "models"},

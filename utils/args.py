@@ -48,7 +48,8 @@ class TrainArgs:
     theta: Annotated[int, "boundary score: odd; (theta - 1) / 2 pixels of tolerance"] = 5
     seed: Annotated[int, "one seed for weights, order and augmentation"] = 0
     workers: Annotated[int, "loader processes"] = 0
-    cache_gb: Annotated[float, "decoded lists up to this size stay in memory"] = 8.0
+    cache_gb: Annotated[float, "decoded lists up to this size are kept"] = 8.0
+    cache_dir: Annotated[str, "folder of decoded images, shared by all runs; empty: RUN_DIR/.cache"] = ""
     cpu: Annotated[bool, "ignore any GPU"] = False
     compat: Annotated[Literal["none", "nlkd"], "nlkd: the arithmetic of the released code, faults included"] = "none"
 

@@ -1,7 +1,8 @@
-"""The images and masks of one CSV list: decoded once, kept in memory, augmented by (seed, epoch, index)."""
+"""The images and masks of one CSV list: decoded once, kept on disk or in memory, augmented by (seed, epoch, index)."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+import random
+from functools import cache, partial
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils.errors import InputError, report_bad_rows, warn
-from utils.images import IGNORE, read_pair, resize_image, resize_mask
+from utils.images import IGNORE, read_image, read_mask, read_pair, resize_image, resize_mask
 from utils.lists import read_list
+from utils.store import Store, evict, in_threads, key_of, stamp_files
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for its newest version at import
 import albumentations as A
@@ -21,85 +23,198 @@ cv2.setNumThreads(0)  # lists are decoded by several threads already, and loader
 
 
 class ListDataset(Dataset):
-    """Samples of a list: `image` (H, W, 3) uint8, `mask` (H, W) uint8, `noisy`, and `weight` if it has one.
+    """Samples of a list: `image` (H, W, 3) uint8, `mask` (H, W) uint8, `noisy`, `index`, and `weight` if it has one.
 
     `noisy` is 1 for a mask known to be noisy (`iterations` above 0), 0 for one known to be clean, -1 where nobody
-    knows. Every file is decoded when the list is opened, so a bad row is an InputError before the first epoch; what
-    exceeds `cache_gb` is decoded again when asked for. `size` 0 keeps images as they are.
+    knows. Every file is looked at when the list is opened and decoded unless `cache_dir` remembers it, so a bad row is
+    an InputError before the first epoch. The decoded list stays in `cache_dir`, shared by all processes, or in memory
+    without one; what exceeds `cache_gb` is decoded again when asked for. `size` 0 keeps images as they are.
     """
 
-    def __init__(self, path, root=".", size=0, classes=1, weighted=False, augment="none", seed=0, cache_gb=8.0):
+    def __init__(
+        self, path, root=".", size=0, classes=1, weighted=False, augment="none", seed=0, cache_gb=8.0, cache_dir=None
+    ):
         self.frame = read_list(path, ("img", "filename", "weight") if weighted else ("img", "filename"))
-        self.path, self.root, self.size, self.classes = path, Path(root), size, classes
+        self.path, self.size, self.classes = path, size, classes
+        self.files = [[str(Path(root, name)) for name in self.frame[column]] for column in ("img", "filename")]
         self.seed, self.epoch = seed, 0
-        self.augment = augmentation(augment, classes)
+        self.augment = augmentation(augment)
         self.weight = self.frame["weight"].to_numpy(np.float32) if weighted else None
         known = "iterations" in self.frame
-        self.noisy = np.sign(self.frame["iterations"].to_numpy()) if known else np.full(len(self.frame), -1)
-        self.cache, self.shapes = self._decode_all(cache_gb * 1e9)
+        noisy = np.sign(self.frame["iterations"].to_numpy()) if known else np.full(len(self.frame), -1)
+        self.noisy = noisy.astype(np.int64)
+        stamps = self._stamp()
+        self.real = [path for path, *_ in stamps[0]]
+        self.images, self.masks, self.shapes, labelled = self._open(cache_dir, cache_gb * 1e9, stamps)
+        if classes > 1 and not labelled:
+            what = "no mask holds a class above 0 other than 255, which means ignore"
+            raise InputError(f"{path}: {what}; for 0/255 masks use --classes 1")
 
     def __len__(self):
         return len(self.frame)
 
     def __getitem__(self, i):
-        image, mask = self.cache[i] or self._decode(i)
-        if self.augment is not None:
-            self.augment.set_random_seed(int(np.random.SeedSequence([self.seed, self.epoch, i]).generate_state(1)[0]))
-            both = self.augment(image=image, mask=mask)
-            image, mask = both["image"], both["mask"]
-        sample = {
-            "image": torch.from_numpy(image),
-            "mask": torch.from_numpy(mask),
-            "noisy": int(self.noisy[i]),
-            "index": i,
-        }
+        image, mask = self._augmented(i)
+        # arrays of a store cannot be written to, those in memory must not be
+        sample = {"image": torch.from_numpy(image.copy()), "mask": torch.from_numpy(mask.copy())}
+        sample |= {"noisy": int(self.noisy[i]), "index": int(i)}
         return sample if self.weight is None else sample | {"weight": self.weight[i]}
+
+    def __getitems__(self, indices):
+        """The batch of these samples: `image` (B, H, W, 3), ..., each pixel copied once; for loaders with `collate`."""
+        shape = self.shapes[indices[0]]
+        if (self.shapes[indices] != shape).any():
+            raise ValueError(f"{self.path}: images of different sizes in one batch")
+        image = torch.empty((len(indices), *shape, 3), dtype=torch.uint8)
+        mask = torch.empty((len(indices), *shape), dtype=torch.uint8)
+        for i, to_image, to_mask in zip(indices, image.numpy(), mask.numpy(), strict=True):
+            to_image[:], to_mask[:] = self._augmented(i)
+        batch = {"image": image, "mask": mask, "noisy": torch.from_numpy(self.noisy[indices])}
+        batch["index"] = torch.as_tensor(indices, dtype=torch.int64)
+        return batch if self.weight is None else batch | {"weight": torch.from_numpy(self.weight[indices])}
+
+    @staticmethod
+    def collate(batch: dict) -> dict:
+        """What `__getitems__` returns is a batch already."""
+        return batch
 
     def one_shape(self) -> bool:
         """Whether all images have the same height and width, so that they fit in batches."""
-        return len(set(self.shapes)) == 1
+        return bool((self.shapes == self.shapes[0]).all())
+
+    def _augmented(self, i):
+        image, mask = self.images[i], self.masks[i]
+        if image is None:
+            image, mask = (array for array, _ in self._decode(i))
+        if self.augment is None:
+            return image, mask
+        return self.augment(image, mask, int(np.random.SeedSequence([self.seed, self.epoch, i]).generate_state(1)[0]))
+
+    def _stamp(self):
+        found = stamp_files(self.files[0] + self.files[1])
+        pairs = list(zip(found[: len(self)], found[len(self) :], strict=True))
+        wrong = [(i, [one for one in pair if isinstance(one, InputError)]) for i, pair in enumerate(pairs)]
+        self._report([(i, errors[0]) for i, errors in wrong if errors])
+        return found[: len(self)], found[len(self) :]
+
+    def _report(self, bad):
+        bad = [(int(self.frame["line"].iloc[i]), str(what)) for i, what in bad]
+        report_bad_rows(self.path, bad, "Correct or remove these rows.")
+
+    def _open(self, cache_dir, room, stamps):
+        if cache_dir:
+            try:
+                return self._open_stores(Path(cache_dir).absolute(), room, stamps)
+            except OSError as error:
+                why = f"decoded images cannot be kept there ({error.strerror or error})"
+                _warn_once(f"{cache_dir}: {why}; every process keeps its own in memory")
+        return self._fill_memory(room)
+
+    def _open_stores(self, folder, room, stamps):
+        images = Store(folder / key_of("image", stamps[0], self.size), (3,))
+        masks = Store(folder / key_of("mask", stamps[1], self.size, self.classes))
+        built = False
+        try:
+            while lacking := [store for store in (images, masks) if not store.acquire(room)]:
+                self._fill_stores(images, masks, lacking, room)
+                images.release()
+                masks.release()
+                built = True
+            sizes = images.index["sizes"], masks.index["sizes"]
+            self._every(np.flatnonzero((sizes[0] != sizes[1]).any(1)), self._decode, lambda *_: None)
+            arrays = images.arrays(), masks.arrays()
+            if built and None not in arrays:
+                evict(folder, 4 * room)
+            if None in arrays:
+                arrays = [None] * len(self), [None] * len(self)
+            return *arrays, images.index["shapes"], bool(masks.index["labelled"])
+        finally:
+            images.release()
+            masks.release()
+
+    def _fill_stores(self, images, masks, lacking, room):
+        fits = not self.size or 4 * len(self) * self.size**2 <= room
+        for store in lacking:
+            store.begin(fits)
+
+        def decode(i):
+            if len(lacking) == 2:
+                return self._decode(i)
+            new = self._decode_image(i) if images in lacking else self._decode_mask(i)
+            if new[1] != tuple((masks if images in lacking else images).index["sizes"][i].tolist()):
+                self._decode(i)  # says what is wrong with the pair
+            return [new]
+
+        def keep(*arrays):
+            for store, (array, size) in zip(lacking, arrays, strict=True):
+                store.add(array, size, store is masks and self._labels(array), room)
+
+        self._every(range(len(self)), decode, keep)
+        for store in lacking:
+            store.commit()
+
+    def _fill_memory(self, room):
+        images, masks, shapes, labelled = [], [], [], False
+
+        def keep(image, mask):
+            nonlocal room, labelled
+            room -= image[0].nbytes + mask[0].nbytes
+            images.append(image[0] if room >= 0 else None)
+            masks.append(mask[0] if room >= 0 else None)
+            shapes.append(mask[0].shape)
+            labelled = labelled or self._labels(mask[0])
+
+        self._every(range(len(self)), self._decode, keep)
+        return images, masks, np.array(shapes), labelled
+
+    def _every(self, rows, decode, keep):
+        """keep(*decode(i)) for these rows, in order, and one InputError for all that are bad."""
+
+        def attempt(k):
+            try:
+                return decode(rows[k])
+            except InputError as error:
+                return error
+
+        bad, found = [], in_threads(attempt, len(rows))
+        for i, what in zip(
+            rows, tqdm(found, f"reading {self.path}", len(rows), leave=False, disable=None), strict=True
+        ):
+            if isinstance(what, InputError):
+                bad.append((i, what))
+            elif not bad:
+                keep(*what)
+        self._report(bad)
 
     def _decode(self, i):
-        row = self.frame.iloc[i]
-        image, mask = read_pair(self.root / row["img"], self.root / row["filename"], self.classes)
-        return (resize_image(image, self.size), resize_mask(mask, self.size)) if self.size else (image, mask)
+        image, mask = read_pair(self.files[0][i], self.files[1][i], self.classes)
+        return self._resized(image, resize_image), self._resized(mask, resize_mask)
 
-    def _try_decode(self, i):
-        try:
-            return self._decode(i)
-        except InputError as error:
-            return error
+    def _decode_image(self, i):
+        return self._resized(read_image(self.files[0][i]), resize_image)
 
-    def _decode_all(self, room):
-        cache, shapes, bad, labelled = [], [], [], False
-        with ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)))) as pool:
-            found = pool.map(self._try_decode, range(len(self)))
-            for i, pair in enumerate(tqdm(found, f"reading {self.path}", len(self), leave=False, disable=None)):
-                if isinstance(pair, InputError):
-                    bad.append((int(self.frame["line"].iloc[i]), str(pair)))
-                    continue
-                room -= pair[0].nbytes + pair[1].nbytes
-                cache.append(pair if room >= 0 else None)
-                shapes.append(pair[1].shape)
-                labelled = labelled or (self.classes > 1 and bool(((pair[1] > 0) & (pair[1] != IGNORE)).any()))
-        report_bad_rows(self.path, bad, "Correct or remove these rows.")
-        if self.classes > 1 and not labelled:
-            what = "no mask holds a class above 0 other than 255, which means ignore"
-            raise InputError(f"{self.path}: {what}; for 0/255 masks use --classes 1")
-        return cache, shapes
+    def _decode_mask(self, i):
+        return self._resized(read_mask(self.files[1][i], self.classes), resize_mask)
+
+    def _resized(self, array, resize):
+        """The array as it is used, and the (H, W) of its file."""
+        return resize(array, self.size) if self.size else array, array.shape[:2]
+
+    def _labels(self, mask):
+        return self.classes > 1 and bool(((mask > 0) & (mask != IGNORE)).any())
 
 
-def augmentation(kind: str, classes: int = 1):
-    """None, or an albumentations pipeline: "flip" mirrors left-right, "strong" also moves, colours and blurs.
+def augmentation(kind: str):
+    """None, or a function (image, mask, seed) -> (image, mask) of a random but repeatable change.
 
-    Outside the frame image and mask are continued by reflection, so that no label is invented; masks are moved by
-    nearest neighbour.
+    "flip" mirrors left-right, "strong" also moves, colours and blurs. Outside the frame image and mask are continued
+    by reflection, so that no label is invented; masks are moved by nearest neighbour.
     """
     if kind == "none":
         return None
-    flip = A.HorizontalFlip(p=0.5)
     if kind == "flip":
-        return A.Compose([flip])
+        return _flip
+    flip = A.HorizontalFlip(p=0.5)
     move = A.Affine(
         scale=(0.7, 1.4),
         rotate=(-20, 20),
@@ -112,7 +227,25 @@ def augmentation(kind: str, classes: int = 1):
     )
     colour = [A.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), A.ToGray(p=0.1), A.RandomGamma((70, 140), p=0.3)]
     blur = A.OneOf([A.GaussianBlur((3, 5)), A.GaussNoise((0.02, 0.08))], p=0.3)
-    return A.Compose([flip, move, *colour, blur])
+    return partial(_apply, A.Compose([flip, move, *colour, blur]))
+
+
+def _flip(image, mask, seed):
+    # decides as HorizontalFlip(p=0.5) does; the library around it takes longer than the flip
+    flip = random.Random(seed).random() < 0.5
+    return (cv2.flip(image, 1), cv2.flip(mask, 1)) if flip else (image, mask)
+
+
+def _apply(pipeline, image, mask, seed):
+    # set_random_seed would give every transform the same draws: no colour without a flip
+    pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    both = pipeline(image=image, mask=mask)
+    return both["image"], both["mask"]
+
+
+@cache
+def _warn_once(text):
+    warn(text)
 
 
 def open_lists(args, weighted: bool = False) -> list[ListDataset]:
@@ -121,13 +254,14 @@ def open_lists(args, weighted: bool = False) -> list[ListDataset]:
         if not getattr(args, flag):
             raise InputError(f"--{flag}: name a list")
     how = {"root": args.data_root, "size": args.size, "classes": args.classes, "cache_gb": args.cache_gb}
+    how["cache_dir"] = args.cache_dir or Path(args.run_dir) / ".cache"
     lists = {"train": ListDataset(args.train_csv, weighted=weighted, augment=args.augment, seed=args.seed, **how)}
     lists["valid"] = ListDataset(args.valid_csv, **how)
     if args.test_csv:
         lists["test"] = ListDataset(args.test_csv, **how)
         check_leak(lists["test"], lists["train"], lists["valid"])
-    seen = {_real(lists["train"], row) for row in lists["train"].frame.itertuples()}
-    both = sum(_real(lists["valid"], row) in seen for row in lists["valid"].frame.itertuples())
+    seen = set(lists["train"].real)
+    both = sum(path in seen for path in lists["valid"].real)
     if both and args.select == "best":
         warn(f"{both} images of {args.valid_csv} are also trained on; they flatter the checkpoint it chooses")
     if args.batch_size > 1 and not lists["train"].one_shape():
@@ -137,12 +271,8 @@ def open_lists(args, weighted: bool = False) -> list[ListDataset]:
 
 def check_leak(held: ListDataset, *others: ListDataset) -> None:
     """Raise InputError where an image of the held-out list is also in another list, under whatever path."""
-    where = {_real(held, row): row.line for row in held.frame.itertuples()}
+    where = dict(zip(held.real, held.frame["line"], strict=True))
     for other in others:
-        found = [(row.line, row.img, where.get(_real(other, row))) for row in other.frame.itertuples()]
-        bad = [(line, f"{img} is also in {held.path} line {there}") for line, img, there in found if there]
+        rows = zip(other.real, other.frame["line"], other.frame["img"], strict=True)
+        bad = [(line, f"{img} is also in {held.path} line {where[real]}") for real, line, img in rows if real in where]
         report_bad_rows(other.path, bad, "No image may be in both lists.")
-
-
-def _real(dataset, row):
-    return os.path.realpath(dataset.root / row.img)

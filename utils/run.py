@@ -27,7 +27,8 @@ from utils.models import build_model
 from utils.steps import Batches, Steps
 
 PACKAGES = ("torchvision", "segmentation-models-pytorch", "albumentations", "opencv-python-headless", "numpy", "pandas")
-FREE = {"workers", "run_dir", "cache_gb", "cpu", "save_minutes"}  # flags that may change between the parts of one run
+# flags that may change between the parts of one run
+FREE = {"workers", "run_dir", "cache_gb", "cache_dir", "cpu", "save_minutes"}
 
 
 class Run(Steps):
@@ -88,6 +89,7 @@ class Run(Steps):
         return DataLoader(
             dataset,
             batch_sampler=sampler,
+            collate_fn=dataset.collate,
             num_workers=self.args.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),
