@@ -4,6 +4,7 @@ import io
 import os
 import stat
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _EXIF = b"eXIf", b"Exif\0", b"EXIF"  # how PNG, JPEG and WebP announce it
 
 Image.MAX_IMAGE_PIXELS = None  # the limit above is checked instead, with a message that names the file and its size
 Image.init()
+warnings.filterwarnings("ignore", "Truncated File Read", UserWarning)  # a line without the name of the file
 _OTHER = sorted({"AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys())
 # Every failure is reported here with its file name; OpenCV would add several lines without one.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -166,15 +168,16 @@ def _orientation(path) -> int:
 
 
 def _check_header(path, raw: bytes) -> None:
-    """InputError for a truncated file, a wrong PNG checksum, and a claim of too many pixels, before anything is decoded.
+    """InputError, before anything is decoded, for a truncated file, a wrong PNG checksum or too many pixels.
 
-    Older versions of OpenCV fill what a truncated file lacks with grey and say nothing; all make room for what the
-    header claims.
+    OpenCV makes room for whatever a header claims, and some versions fill what a truncated file lacks with grey.
     """
     if raw.startswith(_PNG):
         _check_png(path, raw)
     elif raw.startswith(_JPEG):
         _check_jpeg(path, raw)
+    elif raw.startswith(b"RIFF") and raw[8:12] == b"WEBP":
+        _check_webp(path, raw)
     else:
         try:
             with Image.open(io.BytesIO(raw), formats=_OTHER) as picture:
@@ -226,6 +229,21 @@ def _check_jpeg(path, raw: bytes) -> None:
             at += 2 + struct.unpack_from(">H", raw, at + 2)[0]
     if raw.rfind(b"\xff\xd9", at) < 0:
         raise InputError(f"{path}: truncated, the end of the file is missing")
+
+
+def _check_webp(path, raw: bytes) -> None:
+    # Pillow has no header check for this format: opening a file makes room for all of its pixels.
+    if len(raw) < 30 or len(raw) < 8 + int.from_bytes(raw[4:8], "little"):
+        raise InputError(f"{path}: truncated, the end of the file is missing")
+    kind = raw[12:16]
+    if kind == b"VP8X":
+        width, height = (1 + int.from_bytes(raw[at : at + 3], "little") for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(raw[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width, height = (int.from_bytes(raw[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    _check_size(path, width, height)
 
 
 def _check_classes(mask: np.ndarray, classes: int, path) -> np.ndarray:
