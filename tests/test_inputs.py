@@ -518,6 +518,20 @@ def test_paths_that_leave_the_root(folder):
     train(folder)
 
 
+def test_tools_write_no_path_that_leaves_the_root(folder, monkeypatch):
+    from utils import generate_noisy_label, prepare_data
+
+    (folder / "work").mkdir()
+    monkeypatch.chdir(folder / "work")
+    prepare_data.split_folder(prepare_data.FolderArgs("../image", "../mask", "csv"))
+    how = {"train_csv": "csv/train.csv", "valid_csv": "csv/valid.csv", "levels": [1, 2], "ratios": [100], "trusted": 1}
+    generate_noisy_label.main(generate_noisy_label.Args("csv", "../noisy", **how))
+    lists = [read_list(path) for path in Path("csv").glob("*.csv")]
+    assert len(lists) == 7
+    cells = {cell for frame in lists for name in ("img", "filename", "clean") if name in frame for cell in frame[name]}
+    assert all(Path(cell).is_absolute() and ".." not in cell for cell in cells)
+
+
 def test_names_with_dots_do_not_leave_the_root(tmp_path):
     (tmp_path / "l.csv").write_text("img,filename\n..a.png,...m.png\na/..b.png,c..d\n")
     assert len(read_list(tmp_path / "l.csv")) == 2

@@ -1,6 +1,7 @@
 """Reading photographs and masks, and writing masks: one place that knows every encoding."""
 
 import io
+import logging
 import os
 import stat
 import struct
@@ -23,9 +24,10 @@ _EXIF = b"eXIf", b"Exif\0", b"EXIF"  # how PNG, JPEG and WebP announce it
 
 Image.MAX_IMAGE_PIXELS = None  # the limit above is checked instead, with a message that names the file and its size
 Image.init()
-warnings.filterwarnings("ignore", "Truncated File Read", UserWarning)  # a line without the name of the file
 _OTHER = sorted({"AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys())
-# Every failure is reported here with its file name; OpenCV would add several lines without one.
+# Every failure is reported here with the name of its file; the libraries would add several lines without one.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
