@@ -1,7 +1,12 @@
 """What a user gets wrong: one clear line that names the file and the row, before the first epoch, exit code 2."""
 
+import io
+import os
+import struct
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import cv2
@@ -10,11 +15,12 @@ import pandas as pd
 import pytest
 import test_scripts
 from conftest import draw_set
+from PIL import Image
 
 from utils.args import TrainArgs, launch
 from utils.errors import InputError
-from utils.images import read_image, read_mask, resize_mask, to_binary, write_mask
-from utils.lists import join, read_list, unique_stems, weight_score, write_list
+from utils.images import read_image, read_mask, read_pair, resize_mask, to_binary, write_mask
+from utils.lists import inspect_list, join, read_list, unique_stems, weight_score, write_list
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +50,173 @@ def fails(folder, pattern, *flags, **how):
         train(folder, *flags, **how)
     assert "\n" not in str(caught.value)
     assert not (folder / "runs/r/log.jsonl").exists()
+
+
+def encoded(kind, picture=None, **how):
+    """The bytes of a 32x32 photograph (or `picture`, RGB) in a format of Pillow."""
+    if picture is None:
+        picture = np.random.default_rng(3).integers(0, 256, (32, 32, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind, **how)
+    return file.getvalue()
+
+
+def chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png_bomb():
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )
+
+
+def jpeg_bomb():
+    raw = bytearray(encoded("JPEG"))
+    struct.pack_into(">HH", raw, raw.index(b"\xff\xc0") + 5, 60000, 60000)
+    return bytes(raw)
+
+
+def bmp_bomb():
+    raw = bytearray(encoded("BMP"))
+    struct.pack_into("<ii", raw, 18, 60000, 60000)
+    return bytes(raw)
+
+
+def tiff_bomb():
+    tags = [(256, 60000), (257, 60000), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 60000), (279, 16)]
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(20)
+
+
+def webp_bomb():
+    size = struct.pack("<I", 59999)[:3]
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + size + size + encoded("WEBP", lossless=True)[12:]
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def with_thumbnail(cut):
+    """A JPEG whose EXIF thumbnail is a whole JPEG with its own end marker, cut to a share of its length."""
+    thumbnail, raw = encoded("JPEG", quality=30), encoded("JPEG")
+    body = b"Exif\0\0" + bytes(20) + thumbnail
+    raw = raw[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + raw[2:]
+    return raw[: round(len(raw) * cut)]
+
+
+def png_with_wrong_middle():
+    raw = bytearray(encoded("PNG"))
+    raw[len(raw) // 2] ^= 1
+    return bytes(raw)
+
+
+LISTS = ["--train_csv", "a", "--valid_csv", "b"]
+BOMB = "the file claims 60000x60000, more than 178 million pixels; make it smaller, or correct it"
+HOSTILE = {
+    "empty": (lambda: b"", "the file is empty"),
+    "text": (lambda: b"no picture at all", "not an image that can be decoded"),
+    "truncated png": (lambda: encoded("PNG")[:1500], "truncated, the end of the file is missing"),
+    "png without its last byte": (lambda: encoded("PNG")[:-1], "truncated, the end of the file is missing"),
+    "png signature": (lambda: encoded("PNG")[:8], "truncated, the end of the file is missing"),
+    "damaged png": (png_with_wrong_middle, "damaged, a checksum of the PNG is wrong; get the file again"),
+    "truncated jpeg": (lambda: encoded("JPEG")[:-9], "truncated, the end of the file is missing"),
+    "jpeg cut before its frame": (lambda: encoded("JPEG")[:30], "truncated, the end of the file is missing"),
+    "jpeg cut behind its thumbnail": (lambda: with_thumbnail(0.9), "truncated, the end of the file is missing"),
+    "truncated bmp": (lambda: encoded("BMP")[:200], "not an image that can be decoded"),
+    "truncated tiff": (lambda: encoded("TIFF")[:100], "not an image that can be decoded"),
+    "truncated webp": (lambda: encoded("WEBP")[:60], "truncated, the end of the file is missing"),
+    "png bomb": (png_bomb, BOMB),
+    "jpeg bomb": (jpeg_bomb, BOMB),
+    "bmp bomb": (bmp_bomb, BOMB),
+    "tiff bomb": (tiff_bomb, BOMB),
+    "webp bomb": (webp_bomb, BOMB),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_file_is_one_line_and_takes_no_memory(name, folder, capfd):
+    make, says = HOSTILE[name]
+    (folder / "image/001.png").write_bytes(make())
+    tracemalloc.start()  # numpy and OpenCV report their arrays to it
+    try:
+        for read in (read_image, read_mask):
+            with pytest.raises(InputError) as caught:
+                read(folder / "image/001.png")
+            assert str(caught.value) == f"{folder}/image/001.png: {says}"
+        assert tracemalloc.get_traced_memory()[1] < 2e6
+    finally:
+        tracemalloc.stop()
+    fails(folder, rf"list\.csv: 1 bad row: line 3: .*image/001\.png: {says}\. Correct or remove these rows\.")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "image", "pipe"])
+def test_what_is_no_regular_file_is_refused_at_once(name, folder):
+    os.mkfifo(folder / "pipe")
+    spoil(folder, 1, img=name)
+    what = "a folder" if name == "image" else "not a regular file"
+    fails(folder, rf"1 bad row: line 3: .*{name}: {what}; correct the path")
+
+
+def test_file_larger_than_any_image_is_not_read(folder):
+    with open(folder / "image/001.png", "wb") as file:
+        file.truncate(10**11)  # sparse: it takes no room on the disk
+    fails(folder, r"line 3: .*001\.png: a file of 100\.0 GB is no image; correct the path")
+
+
+def test_nul_byte_in_a_path(folder):
+    text = (folder / "list.csv").read_bytes()
+    (folder / "list.csv").write_bytes(text.replace(b"image/001.png", b"image/\x00001.png"))
+    fails(folder, r"list\.csv: 1 bad row: line 3: a NUL byte in img image/\\x00001\.png\. Correct the path")
+    with pytest.raises(InputError, match=r"'a\\x00b': not a path \(NUL byte\)"):
+        read_image("a\0b")
+
+
+def test_blanks_and_other_scripts_in_paths(folder):
+    names = "image/ä b ж 図.png", "mask/ñ  ß,'.png"
+    for old, new in zip(("image/001.png", "mask/001.png"), names, strict=True):
+        (folder / old).rename(folder / new)
+    spoil(folder, 1, img=names[0], filename=names[1])
+    train(folder)
+
+
+def test_list_of_one_row_and_a_batch_larger_than_it(folder):
+    pd.read_csv(folder / "list.csv")[:1].to_csv(folder / "list.csv", index=False)
+    train(folder, "--batch-size", "64", "--size", "32")
+    assert len(test_scripts.rows_of(folder / "runs/r")) == 2
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_all_empty_and_all_full_masks_train(value, folder):
+    for path in (folder / "mask").iterdir():
+        cv2.imwrite(str(path), np.full((32, 32), value, np.uint8))
+    train(folder)
+
+
+def test_batch_larger_than_the_list(folder):
+    train(folder, "--batch-size", "64")
+    assert len(test_scripts.rows_of(folder / "runs/r")) == 2
+
+
+@pytest.mark.parametrize("flags", [["--size", "16"], ["--size", "0"]])
+def test_images_of_one_pixel_train(flags, folder):
+    one_pixel(folder)
+    train(folder, *flags)
+
+
+def test_single_image_too_small_for_batch_norm_is_one_line(folder, capsys):
+    one_pixel(folder)
+    with pytest.raises(SystemExit) as caught:
+        launch(lambda _: train(folder, "--size", "0", "--batch-size", "1"), TrainArgs, LISTS)
+    assert caught.value.code == 2
+    says = "error: BatchNorm met one value a channel: use a larger --batch-size or --size, or another --arch"
+    assert capsys.readouterr().err.splitlines()[-1] == says
+
+
+def one_pixel(folder):
+    for i in range(4):
+        cv2.imwrite(str(folder / f"image/00{i}.png"), np.full((1, 1, 3), 50 * i, np.uint8))
+        cv2.imwrite(str(folder / f"mask/00{i}.png"), np.full((1, 1), 255 * (i % 2), np.uint8))
 
 
 def test_missing_image(folder):
@@ -309,6 +482,92 @@ def test_colliding_stems_are_refused():
         unique_stems(frame, "l.csv")
 
 
+def test_every_kind_of_bad_row_is_found_at_once(tmp_path):
+    rows = [
+        "a.png,m,0.5,0",
+        "./a.png,m,1e400,0",
+        "../x.png,m,0.5,0",
+        ",m,nan,0",
+        "d/../../y.png,m,high,1.5",
+        "b.png,m,1,3",
+    ]
+    (tmp_path / "l.csv").write_text("img,filename,weight,iterations\n" + "\n".join(rows) + "\n")
+    frame, bad = inspect_list(tmp_path / "l.csv")
+    assert bad == [
+        (3, "./a.png is listed before in line 2 and weight 1e400"),
+        (4, "img ../x.png leaves the root"),
+        (5, "empty cell and weight nan"),
+        (6, "img d/../../y.png leaves the root and iterations 1.5 and weight high"),
+    ]
+    assert frame["line"].tolist() == [2, 3, 4, 5, 6, 7] and frame["weight"][5] == 1
+    with pytest.raises(InputError) as caught:
+        read_list(tmp_path / "l.csv")
+    assert "4 bad rows: line 3: ./a.png is listed before in line 2" in str(caught.value)
+    assert "Write an absolute path, or start --data-root higher up. List an image once." in str(caught.value)
+
+
+def test_paths_that_leave_the_root(folder):
+    spoil(folder, 0, img="../image/000.png")
+    spoil(folder, 3, filename="mask/../../mask/003.png")
+    fails(
+        folder,
+        r"2 bad rows: line 2: img \.\./image/000\.png leaves the root; line 5: filename .*leaves the root\. Write",
+    )
+    spoil(folder, 0, img=str(folder / "image/000.png"))
+    spoil(folder, 3, filename="mask/../mask/003.png")
+    train(folder)
+
+
+def test_tools_write_no_path_that_leaves_the_root(folder, monkeypatch):
+    from utils import generate_noisy_label, prepare_data
+
+    (folder / "work").mkdir()
+    monkeypatch.chdir(folder / "work")
+    prepare_data.split_folder(prepare_data.FolderArgs("../image", "../mask", "csv"))
+    how = {"train_csv": "csv/train.csv", "valid_csv": "csv/valid.csv", "levels": [1, 2], "ratios": [100], "trusted": 1}
+    generate_noisy_label.main(generate_noisy_label.Args("csv", "../noisy", **how))
+    lists = [read_list(path) for path in Path("csv").glob("*.csv")]
+    assert len(lists) == 7
+    cells = {cell for frame in lists for name in ("img", "filename", "clean") if name in frame for cell in frame[name]}
+    assert all(Path(cell).is_absolute() and ".." not in cell for cell in cells)
+
+
+def test_names_with_dots_do_not_leave_the_root(tmp_path):
+    (tmp_path / "l.csv").write_text("img,filename\n..a.png,...m.png\na/..b.png,c..d\n")
+    assert len(read_list(tmp_path / "l.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"img;filename\na;b\n", "its columns are separated by `;`; a list must be separated by commas"),
+        (b"img\tfilename\na\tb\n", "its columns are separated by tabs; a list must be separated by commas"),
+        (b"img\na\n", "no column `filename`; its columns are img, line"),
+        ("img,filename\nü,b\n".encode("latin1"), "not UTF-8 text; save the list as CSV in UTF-8"),
+        ("img,filename\na,b\n".encode("utf-16"), "not UTF-8 text; save the list as CSV in UTF-8"),
+        (b'img,filename\na,b\n"c,d\ne,f\n', "not a CSV list: the quote in row 3 is never closed; close it, or "),
+        (
+            b"img,filename\na,b\nc,d,e\n",
+            "not a CSV list: Expected 2 fields in line 3, saw 3; put cells that hold a comma",
+        ),
+        (b"\xef\xbb\xbf", "the file is empty"),
+    ],
+)
+def test_whole_file_faults_have_a_remedy(raw, says, folder):
+    (folder / "list.csv").write_bytes(raw)
+    with pytest.raises(InputError) as caught:
+        train(folder)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_quotes_that_swallow_a_row(tmp_path):
+    (tmp_path / "l.csv").write_text('img,filename\na,"m\nb,m"\nc,m\nc,n\n')
+    assert inspect_list(tmp_path / "l.csv")[1] == [
+        (2, "a line break in filename m\\nb,m"),
+        (5, "c is listed before in line 4"),
+    ]
+
+
 # masks and images
 
 
@@ -329,8 +588,6 @@ def test_mask_encodings_read_alike(name, tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "P"])
 def test_bilevel_and_palette_masks_keep_their_indices(mode, tmp_path):
-    from PIL import Image
-
     mask, _ = encodings()
     picture = Image.fromarray(mask * 255).convert("1") if mode == "1" else Image.fromarray(mask)
     if mode == "P":
@@ -346,6 +603,28 @@ def test_colour_and_16_bit_masks_are_refused(tmp_path):
         read_mask(tmp_path / "c.png")
     with pytest.raises(InputError, match="uint16"):
         read_mask(tmp_path / "d.png")
+
+
+@pytest.mark.parametrize("colour", [0, 255, (255, 0, 0)])
+def test_mask_in_the_alpha_channel_is_refused(colour, tmp_path):
+    rgba = np.zeros((4, 4, 4), np.uint8)
+    rgba[..., :3] = colour
+    rgba[:2, :, 3] = 255
+    cv2.imwrite(str(tmp_path / "m.png"), rgba)
+    with pytest.raises(
+        InputError, match=r"m\.png: the mask is in the alpha channel; store it as one grey value a pixel"
+    ):
+        read_mask(tmp_path / "m.png")
+
+
+def test_alpha_beside_a_grey_mask_is_dropped(tmp_path):
+    mask, stored = encodings()
+    for alpha in (0, 128, stored["0255"]):
+        rgba = stored["rgba"].copy()
+        rgba[..., 3] = alpha
+        cv2.imwrite(str(tmp_path / "m.png"), rgba)
+        Image.fromarray(rgba[..., 2:], "LA").save(tmp_path / "la.png")
+        assert (read_mask(tmp_path / "m.png") == mask).all() and (read_mask(tmp_path / "la.png") == mask).all()
 
 
 def test_masks_are_never_interpolated():
@@ -364,3 +643,94 @@ def test_to_binary_refuses_a_mixture():
 def test_images_come_as_rgb(tmp_path):
     cv2.imwrite(str(tmp_path / "i.png"), np.dstack([np.full((3, 3), v, np.uint8) for v in (1, 2, 3)]))
     assert read_image(tmp_path / "i.png")[0, 0].tolist() == [3, 2, 1]
+
+
+def test_photographs_of_16_bits_are_scaled_to_8(tmp_path):
+    values = np.array([[0, 257, 0x80FF], [0xFFFF, 200 * 257, 1]], np.uint16)
+    cv2.imwrite(str(tmp_path / "grey.png"), values)
+    cv2.imwrite(str(tmp_path / "colour.png"), np.dstack([values] * 3))
+    for name in ("grey", "colour"):
+        image = read_image(tmp_path / f"{name}.png")
+        assert image.dtype == np.uint8 and (image == [[[0], [1], [128]], [[255], [200], [0]]]).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "1"])
+def test_photographs_of_every_png_kind_are_rgb_without_alpha(mode, tmp_path):
+    picture = Image.new("RGB", (3, 2), (10, 200, 30))
+    picture = picture.quantize(8) if mode == "P" else picture.convert(mode)
+    if mode in ("LA", "RGBA"):
+        picture.putalpha(0)  # transparent all over: what it hides is still the photograph
+    picture.save(tmp_path / "i.png")
+    # grey by the weights of the standard: 0.299 * 10 + 0.587 * 200 + 0.114 * 30 = 123.8
+    grey = [124] * 3
+    expected = {"L": grey, "LA": grey, "1": None}.get(mode, [10, 200, 30])
+    image = read_image(tmp_path / "i.png")
+    assert image.shape == (2, 3, 3) and image.dtype == np.uint8
+    assert expected is None or (image == expected).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_exif_turns_photographs_and_masks_alike(kind, tmp_path):
+    """Orientation 6: the file lies on its left side, so its left column is the top row of the picture."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.zeros((16, 24), np.uint8)
+    stored[:, :8] = 255
+    how = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}.get(kind, {})
+    (tmp_path / "i").write_bytes(encoded(kind, np.dstack([stored] * 3), exif=exif, **how))
+    assert (read_image(tmp_path / "i")[:8] == 255).all() and read_image(tmp_path / "i").shape == (24, 16, 3)
+    (tmp_path / "m").write_bytes(encoded(kind, stored if kind != "WEBP" else np.dstack([stored] * 3), exif=exif, **how))
+    mask = read_pair(tmp_path / "i", tmp_path / "m")[1]
+    assert mask[:8].all() and not mask[8:].any()
+
+
+def test_sizes_that_differ_by_the_exif_rotation_only(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    (folder / "image/000.png").write_bytes(encoded("JPEG", np.zeros((32, 40, 3), np.uint8), exif=exif))
+    write_mask(folder / "mask/000.png", np.zeros((32, 40), np.uint8))
+    fails(
+        folder,
+        r"is 32x40, its mask .*mask/000\.png 40x32; the image is turned by its EXIF orientation, the mask is not",
+    )
+    write_mask(folder / "mask/000.png", np.zeros((40, 32), np.uint8))
+    read_pair(folder / "image/000.png", folder / "mask/000.png")
+
+
+def test_whole_jpegs_with_thumbnails_and_appended_bytes_are_read(tmp_path):
+    plain = encoded("JPEG")
+    (tmp_path / "i.jpg").write_bytes(plain)
+    image = read_image(tmp_path / "i.jpg")
+    for raw in (
+        with_thumbnail(1),
+        plain + bytes(100_000),
+        encoded("JPEG") + encoded("PNG"),
+        b"\xff\xd8\xff" + plain[2:],
+    ):
+        (tmp_path / "i.jpg").write_bytes(raw)
+        assert (read_image(tmp_path / "i.jpg") == image).all()
+    (tmp_path / "i.jpg").write_bytes(encoded("JPEG", progressive=True))
+    assert read_image(tmp_path / "i.jpg").shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "TIFF"])
+def test_first_of_several_frames_is_read(kind, tmp_path):
+    frames = [np.full((8, 8, 3), value, np.uint8) for value in (255, 0)]
+    how = {"lossless": True} if kind == "WEBP" else {}
+    raw = encoded(kind, frames[0], save_all=True, append_images=[Image.fromarray(frames[1])], **how)
+    (tmp_path / "i").write_bytes(raw)
+    assert (read_image(tmp_path / "i") == 255).all()
+    assert (read_mask(tmp_path / "i") == 1).all()
+
+
+def test_cut_anywhere_a_file_is_read_whole_or_refused(tmp_path):
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
+        raw = encoded(kind)
+        (tmp_path / "i").write_bytes(raw)
+        whole = read_image(tmp_path / "i")
+        for length in range(0, len(raw), 61):
+            (tmp_path / "i").write_bytes(raw[:length])
+            try:
+                assert (read_image(tmp_path / "i") == whole).all(), (kind, length)
+            except InputError as error:
+                assert "\n" not in str(error)

@@ -126,7 +126,7 @@ LAYERS = [
     {"errors", "logs", "interrupt"},
     {"args", "images", "lists"},
     {"demo", "boundary", "store"},
-    {"prepare_data", "add_noise"},
+    {"prepare_data", "add_noise", "check_data"},
     {"metrics", "generate_noisy_label"},
     {"losses", "models"},
     {"optim", "methods", "checkpoint", "dataset"},

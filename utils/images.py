@@ -1,37 +1,61 @@
 """Reading photographs and masks, and writing masks: one place that knows every encoding."""
 
+import io
+import logging
 import os
+import stat
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from utils.errors import InputError
 
 IGNORE = 255  # pixels of a many-class mask that count nowhere
-_PNG = b"\x89PNG\r\n\x1a\n"
+MAX_PIXELS = 178_956_970  # larger images are taken for decompression bombs; Pillow draws the line here too
+_MAX_BYTES = 8 * MAX_PIXELS  # four channels of 16 bits, not compressed
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _PALETTE = 3  # PNG colour type; OpenCV would expand the indices to colours
+_EXIF = b"eXIf", b"Exif\0", b"EXIF"  # how PNG, JPEG and WebP announce it
+
+Image.MAX_IMAGE_PIXELS = None  # the limit above is checked instead, with a message that names the file and its size
+Image.init()
+_OTHER = sorted({"AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys())
+# Every failure is reported here with the name of its file; the libraries would add several lines without one.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def read_image(path) -> np.ndarray:
-    """A photograph as (H, W, 3) uint8 RGB; InputError if it is missing or cannot be decoded."""
+    """A photograph as (H, W, 3) uint8 RGB, upright by its EXIF orientation and without its alpha channel.
+
+    16 bits a channel become 8; of several frames the first is read. InputError for a file that is missing, damaged or
+    no image, or whose header claims more than MAX_PIXELS.
+    """
     return _decode(path, _read_bytes(path), cv2.IMREAD_COLOR_RGB)
 
 
 def read_mask(path, classes: int = 1) -> np.ndarray:
-    """A mask as (H, W) uint8 class indices.
+    """A mask as (H, W) uint8 class indices, upright by its EXIF orientation.
 
     `classes` 1: the file holds {0, 1} or {0, 255}, the result 0 and 1. More: class indices below `classes`, or 255
     for pixels to ignore. RGB(A) masks with equal channels count as grey. InputError for anything else.
     """
     raw = _read_bytes(path)
-    if raw[:8].tobytes() == _PNG and raw.size > 25 and raw[25] == _PALETTE:
-        mask = _decode_palette(path)
-    else:
-        mask = _decode(path, raw, cv2.IMREAD_UNCHANGED)
+    # OpenCV turns photographs by their EXIF orientation, but nothing that it is to leave unchanged.
+    turned = any(name in raw for name in _EXIF)
+    palette = raw.startswith(_PNG) and raw[25:26] == bytes([_PALETTE])
+    mask = _decode_pillow(path, raw) if palette or turned else _decode(path, raw, cv2.IMREAD_UNCHANGED)
     if mask.ndim == 3:
         colour = mask[..., : 3 if mask.shape[2] >= 3 else 1]
+        alpha = mask[..., -1] if mask.shape[2] in (2, 4) else mask[:1, :1, 0]
+        if (alpha != alpha[0, 0]).any() and (colour == colour[0, 0]).all():
+            raise InputError(f"{path}: the mask is in the alpha channel; store it as one grey value a pixel")
         if (colour != colour[..., :1]).any():
             raise InputError(f"{path}: a mask in colour; store one grey value a pixel (0/255, 0/1 or a class index)")
         mask = np.ascontiguousarray(mask[..., 0])
@@ -43,10 +67,19 @@ def read_mask(path, classes: int = 1) -> np.ndarray:
 def read_pair(image_path, mask_path, classes: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """A photograph (H, W, 3) and its mask (H, W), both uint8; InputError for what either lacks or unequal sizes."""
     image, mask = read_image(image_path), read_mask(mask_path, classes)
-    if image.shape[:2] != mask.shape:
-        sizes = f"{image.shape[1]}x{image.shape[0]}, its mask {mask_path} {mask.shape[1]}x{mask.shape[0]}"
-        raise InputError(f"{image_path} is {sizes}")
+    check_sizes(image_path, image.shape[:2], mask_path, mask.shape)
     return image, mask
+
+
+def check_sizes(image_path, image_shape: tuple[int, int], mask_path, mask_shape: tuple[int, int]) -> None:
+    """InputError where the (H, W) of an image and of its mask differ; it says so if an EXIF rotation explains it."""
+    if image_shape == mask_shape:
+        return
+    (h, w), (mask_h, mask_w) = image_shape, mask_shape
+    why = ""
+    if (h, w) == (mask_w, mask_h) and _orientation(image_path) >= 5:
+        why = "; the image is turned by its EXIF orientation, the mask is not: turn the mask, or store both upright"
+    raise InputError(f"{image_path} is {w}x{h}, its mask {mask_path} {mask_w}x{mask_h}{why}")
 
 
 def to_binary(mask: np.ndarray, name="mask") -> np.ndarray:
@@ -86,25 +119,31 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return mask if same else cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def _read_bytes(path) -> np.ndarray:
+def _read_bytes(path) -> bytes:
     try:
-        raw = np.fromfile(path, np.uint8)
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):  # a pipe would wait for ever, a device never end
+            what = "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file"
+            raise InputError(f"{path}: {what}; correct the path")
+        if about.st_size > _MAX_BYTES:
+            raise InputError(f"{path}: a file of {about.st_size / 1e9:.1f} GB is no image; correct the path")
+        with open(path, "rb") as file:
+            raw = file.read(about.st_size)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if raw.size == 0:
+    except ValueError:
+        raise InputError(f"{str(path)!r}: not a path ({'NUL byte' if chr(0) in str(path) else 'encoding'})") from None
+    if not raw:
         raise InputError(f"{path}: the file is empty")
     return raw
 
 
-def _decode(path, raw: np.ndarray, how: int) -> np.ndarray:
-    # OpenCV fills what a truncated file lacks with grey and says nothing, so the end marker is looked for first.
-    end = b"IEND" if raw[:8].tobytes() == _PNG else b"\xff\xd9" if raw[:2].tobytes() == b"\xff\xd8" else b""
-    if end and end not in raw[-65536:].tobytes():
-        raise InputError(f"{path}: truncated, the end of the file is missing")
+def _decode(path, raw: bytes, how: int) -> np.ndarray:
+    _check_header(path, raw)
     try:
-        image = cv2.imdecode(raw, how)
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), how)
     except cv2.error:
         image = None
     if image is None:
@@ -112,12 +151,101 @@ def _decode(path, raw: np.ndarray, how: int) -> np.ndarray:
     return image
 
 
-def _decode_palette(path) -> np.ndarray:
+def _decode_pillow(path, raw: bytes) -> np.ndarray:
+    _check_header(path, raw)
+    try:
+        with Image.open(io.BytesIO(raw), formats=["PNG", "JPEG", *_OTHER]) as picture:
+            return np.array(ImageOps.exif_transpose(picture))
+    except Exception:  # there is no list of what a damaged file makes the decoders raise
+        raise InputError(f"{path}: not an image that can be decoded") from None
+
+
+def _orientation(path) -> int:
+    """The EXIF orientation, 1 to 8; from 5 on, height and width are exchanged."""
     try:
         with Image.open(path) as picture:
-            return np.asarray(picture)
-    except (OSError, SyntaxError, ValueError):
-        raise InputError(f"{path}: not an image that can be decoded") from None
+            return int(picture.getexif().get(0x0112, 1))
+    except Exception:  # only asked for to explain another fault
+        return 1
+
+
+def _check_header(path, raw: bytes) -> None:
+    """InputError, before anything is decoded, for a truncated file, a wrong PNG checksum or too many pixels.
+
+    OpenCV makes room for whatever a header claims, and some versions fill what a truncated file lacks with grey.
+    """
+    if raw.startswith(_PNG):
+        _check_png(path, raw)
+    elif raw.startswith(_JPEG):
+        _check_jpeg(path, raw)
+    elif raw.startswith(b"RIFF") and raw[8:12] == b"WEBP":
+        _check_webp(path, raw)
+    else:
+        try:
+            with Image.open(io.BytesIO(raw), formats=_OTHER) as picture:
+                size = picture.size
+        except Exception:  # there is no list of what a damaged header makes the parsers raise
+            raise InputError(f"{path}: not an image that can be decoded") from None
+        _check_size(path, *size)
+
+
+def _check_size(path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        most = f"more than {MAX_PIXELS // 10**6} million pixels"
+        raise InputError(f"{path}: the file claims {width}x{height}, {most}; make it smaller, or correct it")
+
+
+def _check_png(path, raw: bytes) -> None:
+    if raw[12:16] != b"IHDR" or len(raw) < 33:
+        raise InputError(f"{path}: truncated, the end of the file is missing")
+    _check_size(path, *struct.unpack_from(">II", raw, 16))
+    view, at, kind = memoryview(raw), len(_PNG), b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", raw, at) if at + 12 <= len(raw) else (len(raw), b"IEND")
+        end = at + 8 + length
+        if end + 4 > len(raw):
+            raise InputError(f"{path}: truncated, the end of the file is missing")
+        critical = kind[0] & 0x20 == 0  # a small first letter marks what a decoder may do without
+        if critical and zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", raw, end)[0]:
+            raise InputError(f"{path}: damaged, a checksum of the PNG is wrong; get the file again")
+        at = end + 4
+
+
+def _check_jpeg(path, raw: bytes) -> None:
+    # An EXIF thumbnail has an end marker of its own, and some cameras append to a complete file: only an end marker
+    # behind the first scan counts, and it need not be the last thing.
+    at, marker = 2, 0
+    while marker != 0xDA:
+        at = raw.find(b"\xff", at)
+        if at < 0 or at + 9 > len(raw):
+            raise InputError(f"{path}: truncated, the end of the file is missing")
+        marker = raw[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD9:  # markers without a segment
+            at += 2
+        else:
+            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header
+                height, width = struct.unpack_from(">HH", raw, at + 5)
+                _check_size(path, width, height)
+            at += 2 + struct.unpack_from(">H", raw, at + 2)[0]
+    if raw.rfind(b"\xff\xd9", at) < 0:
+        raise InputError(f"{path}: truncated, the end of the file is missing")
+
+
+def _check_webp(path, raw: bytes) -> None:
+    # Pillow has no header check for this format: opening a file makes room for all of its pixels.
+    if len(raw) < 30 or len(raw) < 8 + int.from_bytes(raw[4:8], "little"):
+        raise InputError(f"{path}: truncated, the end of the file is missing")
+    kind = raw[12:16]
+    if kind == b"VP8X":
+        width, height = (1 + int.from_bytes(raw[at : at + 3], "little") for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(raw[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width, height = (int.from_bytes(raw[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    _check_size(path, width, height)
 
 
 def _check_classes(mask: np.ndarray, classes: int, path) -> np.ndarray:

@@ -20,13 +20,13 @@ class Stop:
     @contextmanager
     def listening(self):
         """Take SIGTERM and SIGINT as requests; a signal that the parent has set to be ignored stays ignored."""
-        self.asked = self.saves = False
         mine = threading.current_thread() is threading.main_thread()
         taken = [s for s in (signal.SIGTERM, signal.SIGINT) if mine and signal.getsignal(s) is not signal.SIG_IGN]
         before = {s: signal.signal(s, self._note) for s in taken}
         try:
             yield
         finally:
+            self.asked = self.saves = False
             for number, handler in before.items():
                 signal.signal(number, handler)
 

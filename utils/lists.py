@@ -17,22 +17,24 @@ def read_list(path, need: tuple[str, ...] = ("img", "filename")) -> pd.DataFrame
 
     Returns a frame of strings with the columns `img`, `filename` (the mask), `iterations` (int), `weight` (float in
     [0, 1]) where the file has them, any further column as text, and `line`, the row's line number in the file.
-    Raises InputError for a missing or empty file, a missing column of `need`, a repeated image or a bad weight.
+    Raises InputError for what `inspect_list` cannot read or finds bad, all bad rows in one message.
     """
-    frame = _read_text(Path(path))
-    frame = _rename(frame, path)
-    for column in need:
-        if column not in frame:
-            raise InputError(f"{path}: no column `{column}`{_why_missing(column, frame)}")
-    empty = [(row.line, "empty cell") for row in frame[(frame[list(need)] == "").any(axis=1)].itertuples()]
-    report_bad_rows(path, empty, f"Every row needs {', '.join(need)}.")
-    again = frame[frame["img"].duplicated()]
-    report_bad_rows(path, [(r.line, f"{r.img} is listed before") for r in again.itertuples()], "List an image once.")
-    if "iterations" in frame:
-        frame["iterations"] = _numbers(frame, path, "iterations", 0, 10_000, whole=True).astype(int)
-    if "weight" in frame:
-        frame["weight"] = _numbers(frame, path, "weight", 0, 1)
-    return frame
+    frame, faults = _inspect(path, need)
+    remedies = " ".join(dict.fromkeys(remedy for _, _, remedy in faults))
+    report_bad_rows(path, _by_line(faults), remedies)
+    return frame.astype({"iterations": int}) if "iterations" in frame else frame
+
+
+def inspect_list(path, need: tuple[str, ...] = ("img", "filename")) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
+    """Read a list and judge its rows: (frame, bad), where `bad` has (line, reason) for every bad row, by line.
+
+    The frame is that of `read_list`, bad rows included; a weight or level that is no number is NaN. Bad are an empty
+    cell, an image listed before (under whatever spelling), a path that leaves the root by `..` or that no file can
+    have, and a weight or level out of range. InputError for a file that is missing, empty or no CSV list, or lacks a
+    column of `need`.
+    """
+    frame, faults = _inspect(path, need)
+    return frame, _by_line(faults)
 
 
 def write_list(frame: pd.DataFrame, path) -> None:
@@ -88,6 +90,72 @@ def unique_stems(frame: pd.DataFrame, path) -> list[str]:
     return stems.tolist()
 
 
+def _inspect(path, need) -> tuple[pd.DataFrame, list[tuple[int, str, str]]]:
+    """The frame, and (line, reason, remedy) of every fault."""
+    frame = _rename(_read_text(Path(path)), path)
+    for column in need:
+        if column not in frame:
+            raise InputError(f"{path}: no column `{column}`{_why_missing(column, frame)}")
+    faults = []
+    remedy = f"Every row needs {', '.join(need)}."
+    faults += [(line, "empty cell", remedy) for line in frame.loc[(frame[list(need)] == "").any(axis=1), "line"]]
+    for column in [name for name in ("img", "filename") if name in frame]:
+        faults += _bad_paths(frame, column)
+    faults += _repeated(frame)
+    if "iterations" in frame:
+        faults += _to_numbers(frame, need, "iterations", 0, 10_000, whole=True)
+    if "weight" in frame:
+        faults += _to_numbers(frame, need, "weight", 0, 1)
+    return frame, faults
+
+
+def _by_line(faults) -> list[tuple[int, str]]:
+    reasons = {}
+    for line, reason, _ in faults:
+        reasons.setdefault(int(line), []).append(reason)
+    return [(line, " and ".join(reasons[line])) for line in sorted(reasons)]
+
+
+def _bad_paths(frame, column):
+    faults, cells = [], frame[column]
+    for line, cell in zip(frame["line"], cells, strict=True):
+        if any(sign in cell for sign in "\0\r\n"):
+            what = "a NUL byte" if "\0" in cell else "a line break"
+            faults.append(
+                (line, f"{what} in {column} {_shown(cell)}", "Correct the path, or close the quotes before it.")
+            )
+        elif ".." in cell and os.path.normpath(cell).split("/")[0] == "..":
+            remedy = "Write an absolute path, or start --data-root higher up."
+            faults.append((line, f"{column} {_shown(cell)} leaves the root", remedy))
+    return faults
+
+
+def _repeated(frame):
+    faults, first = [], {}
+    for line, cell in zip(frame["line"], frame["img"], strict=True):
+        before = first.setdefault(os.path.normpath(cell), line) if cell else line
+        if before != line:
+            faults.append((line, f"{_shown(cell)} is listed before in line {before}", "List an image once."))
+    return faults
+
+
+def _shown(cell: str) -> str:
+    """A cell as one short line, whatever it holds."""
+    return repr(cell[:200])[1:-1]
+
+
+def _to_numbers(frame, need, column, low, high, whole=False):
+    """Turn a column of text into numbers, NaN where it holds none; returns the faults."""
+    values = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    wrong = ~values.between(low, high) | (whole & (values != values.round()))
+    wrong &= (frame[column] != "") | (column not in need)  # else it is an empty cell already
+    kind = "a whole number" if whole else "a number"
+    remedy = f"{column.capitalize()} must be {kind} between {low} and {high}."
+    bad = frame.loc[wrong, ["line", column]]
+    frame[column] = values
+    return [(line, f"{column} {_shown(cell) or 'is empty'}", remedy) for line, cell in bad.itertuples(index=False)]
+
+
 def _read_text(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such file; write it with utils/prepare_data.py or correct the path")
@@ -99,15 +167,31 @@ def _read_text(path: Path) -> pd.DataFrame:
             frame = pd.read_csv(path, encoding="utf-8-sig", **how)
     except pd.errors.EmptyDataError:
         raise InputError(f"{path}: the file is empty; a list has a header and at least one row") from None
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a CSV list: {str(error).strip()}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; save the list as CSV in UTF-8") from None
+    except pd.errors.ParserError as error:
+        raise InputError(f"{path}: not a CSV list: {_why_unparsed(str(error))}") from None
+    other = next((name for sign, name in ((";", "`;`"), ("\t", "tabs")) if sign in str(frame.columns[0])), None)
+    if other and len(frame.columns) == 1:
+        raise InputError(f"{path}: its columns are separated by {other}; a list must be separated by commas")
+    frame = frame.fillna("")  # the cells of a row that is too short
+    # A quoted cell may hold line breaks, and the lines below it must still be counted as an editor counts them.
+    breaks = frame.apply(lambda column: column.str.count("\n")).sum(axis=1).to_numpy(int)
     frame = frame.apply(lambda column: column.str.strip())
     if "line" in frame:
         raise InputError(f"{path}: a column `line`: the name is taken for line numbers; rename it")
-    frame = frame.assign(line=np.arange(2, len(frame) + 2))[(frame != "").any(axis=1)].reset_index(drop=True)
+    lines = np.arange(2, len(frame) + 2) + np.cumsum(breaks) - breaks
+    frame = frame.assign(line=lines)[(frame != "").any(axis=1)].reset_index(drop=True)
     if frame.empty:
         raise InputError(f"{path}: the list has no rows; it needs at least one image")
     return frame
+
+
+def _why_unparsed(error: str) -> str:
+    if "EOF inside string" in error:  # pandas counts rows from 0 and the header as one
+        row = int(error.split()[-1]) + 1
+        return f'the quote in row {row} is never closed; close it, or double a " that belongs to a name'
+    return f'{error.strip().split("error: ")[-1]}; put cells that hold a comma in quotes ("a,b.png")'
 
 
 def _rename(frame: pd.DataFrame, path) -> pd.DataFrame:
@@ -134,12 +218,3 @@ def _why_missing(column: str, frame: pd.DataFrame) -> str:
     if column == "weight":
         return "; score the list with utils/get_weight.py first"
     return f"; its columns are {', '.join(map(str, frame.columns))}"
-
-
-def _numbers(frame, path, column, low, high, whole=False):
-    values = pd.to_numeric(frame[column], errors="coerce")
-    wrong = ~values.between(low, high) | (whole & (values != values.round()))
-    bad = [(row.line, f"{column} {getattr(row, column) or 'is empty'}") for row in frame[wrong].itertuples()]
-    kind = "a whole number" if whole else "a number"
-    report_bad_rows(path, bad, f"{column.capitalize()} must be {kind} between {low} and {high}.")
-    return values
