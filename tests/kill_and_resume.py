@@ -42,8 +42,8 @@ def start(what: tuple, log: Path, before=None) -> int:
         return child
     code = 1
     try:
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(out, 1), os.dup2(out, 2)
+        sys.stdout = sys.stderr = log.open("a", buffering=1)
+        os.dup2(sys.stdout.fileno(), 1), os.dup2(sys.stdout.fileno(), 2)
         if before:
             before()
         launch(*what)
@@ -55,7 +55,7 @@ def start(what: tuple, log: Path, before=None) -> int:
 
         traceback.print_exc()
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
         os._exit(code)
 
 
