@@ -5,11 +5,14 @@
 #   DATA=my_folder ./run.sh        your own folder (images/ and masks/ in it) or list (CSV: img,filename)
 #   ./run.sh paper                 the published setting, on data/Supervisely/{train,train_mask}
 #
-# Everything finished is skipped, everything interrupted goes on. Settings, by environment:
+# Everything finished is skipped, everything interrupted goes on. Exit codes: 0 done, 1 a run failed, 2 a mistake in the
+# settings or a sweep that is running already, 75 interrupted (the same command goes on). Settings, by environment:
 #   DATA, TEST (clean test list)   NOISE="10 20 ... 60" (0: masks as they are)   OP=both|erode|dilate   LEVELS="6 10"
 #   SEEDS="0 1 2"  EPOCHS  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  PRECISION  AUGMENT
 #   TEACHER=trusted|folds  TRUSTED=20 or a list of clean masks  TEACHER_EPOCHS  VALID=trusted|noisy  SELECT=best|last  STUDENT_THETA
-#   ONLY="no_weight kd_bf"  NPROC (torchrun processes a run)  JOBS (runs at a time)  SWEEP (its name)  DRY_RUN=1
+#   ONLY="no_weight kd_bf"  NPROC (torchrun processes a run)  JOBS (runs at a time; each has its own NPROC GPUs)
+#   SWEEP (its name; all it writes is in runs/SWEEP)  DRY_RUN=1 (print the command lines, ready to be executed)
+#   LAUNCHER (words before a training script, as srun)  TORCHRUN (torchrun's flags, else --standalone): benchmarks/slurm.sh
 set -euo pipefail
 for name in DATA TEST TRUSTED; do # files of the caller's folder
   if [ -n "${!name:-}" ] && [ -e "${!name}" ] && ! [ "$PWD" -ef "$(dirname "$0")" ]; then declare "$name=$(realpath "${!name}")"; fi
@@ -53,94 +56,145 @@ if [ "$TEACHER" = trusted ] && [ ! -f "$TRUSTED" ]; then
   fi
 fi
 
-if [ -z "$DRY_RUN" ]; then
-  set_up requirements.txt
-  CORES=$(nproc)
-  if "$PY" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    JOBS=${JOBS:-1} PRECISION=${PRECISION:-bf16}
-  else
-    # two small runs side by side use two cores better than one after the other
-    JOBS=${JOBS:-$((CORES < 4 ? CORES : 4))}
-    if [ -z "${PRECISION:-}" ]; then grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo && PRECISION=bf16 || PRECISION=fp32; fi
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((CORES > JOBS * NPROC ? CORES / (JOBS * NPROC) : 1))}
-    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # a busy wait stalls everything as soon as the cores are shared
-  fi
-  case "$NPROC" in 1) LAUNCH=("$PY") ;; *) LAUNCH=("$PY" -m torch.distributed.run --standalone "--nproc_per_node=$NPROC") ;; esac
+if [ -z "$DRY_RUN" ]; then set_up requirements.txt
+elif [ "$MODE" = paper ] || ! find_python requirements.txt; then PY=python PRECISION=${PRECISION:-bf16}; fi
+GPUS=0
+if [ -z "$DRY_RUN" ] || [ -z "${PRECISION:-}" ]; then GPUS=$("$PY" -c 'import torch; print(torch.cuda.device_count())'); fi
+if [ "$GPUS" -gt 0 ]; then
+  [ "$NPROC" -le "$GPUS" ] || fail "NPROC=$NPROC: there are $GPUS GPUs here"
+  JOBS=${JOBS:-$((GPUS / NPROC))} PRECISION=${PRECISION:-bf16}
 else
-  PY=python LAUNCH=(python) JOBS=1 PRECISION=${PRECISION:-bf16}
+  # two small runs side by side use two cores better than one after the other
+  CORES=$(nproc)
+  JOBS=${JOBS:-$((CORES < 4 ? CORES : 4))}
+  if [ -z "${PRECISION:-}" ]; then grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo && PRECISION=bf16 || PRECISION=fp32; fi
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((CORES > JOBS * NPROC ? CORES / (JOBS * NPROC) : 1))}
+  export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # a busy wait stalls everything as soon as the cores are shared
+fi
+LAUNCH=(${LAUNCHER:-} "$PY")
+if [ "$NPROC" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then
+  LAUNCH+=(-m torch.distributed.run ${TORCHRUN:---standalone} "--nproc_per_node=$NPROC")
 fi
 
 STARTED=$SECONDS
-trap 'trap - INT TERM; echo "interrupted; the same command goes on from here" >&2; kill 0' INT TERM
-FAILED=()
-LOGS=runs
+FAILED=() INTERRUPTED="" PIDS=() LOGS=runs
 declare -A STARTED_RUNS=()
 
+interrupted() { [[ " 75 129 130 143 " == *" $1 "* ]]; } # exit code of a command that saved, or that a signal ended
+leave() { # exit code: nothing is left running behind a sweep that ends; what is still at work saves first
+  trap '' INT TERM HUP
+  local running
+  running=$(jobs -rp)
+  [ -z "$running" ] || kill -TERM $running 2>/dev/null || true
+  wait
+  interrupted "$1" || exit "$1"
+  echo "interrupted; the same command goes on from here" >&2
+  exit 75
+}
+trap 'exit 75' INT TERM HUP
+trap 'leave $?' EXIT
+
+claim() { # the sweep's folder, for this process and all its children: two of one name would undo each other's work
+  if [ -n "$DRY_RUN" ]; then return; fi
+  mkdir -p "$LOGS/logs"
+  # The children inherit the open file. After a kill -9 of this script its runs go on, and hold the lock until they end;
+  # a second start is told of them. It does not wait, since it cannot know whether anybody wants them to go on.
+  exec 9>>"$LOGS/.lock"
+  if ! flock -n 9; then
+    exec 9>&-
+    local holders
+    holders=$(find -L /proc/[0-9]*/fd -maxdepth 1 -samefile "$LOGS/.lock" 2>/dev/null | cut -d/ -f3 | sort -nu | xargs) || true
+    fail "$LOGS: this sweep is at work already (process ${holders:-of another machine}); wait for it or kill it, or set SWEEP=another_name"
+  fi
+  rm -f "$LOGS"/logs/*.code
+}
 wanted() { [ -z "$ONLY" ] || [[ " $ONLY " == *" $1 "* ]]; }
+say() { # words of a command, so that a shell reads them back
+  local line
+  printf -v line '%q ' "$@"
+  echo "${line% }"
+}
 stage() { # a tool: what it prints is shown; its failure ends the sweep, since all that follows needs it
-  if [ -n "$DRY_RUN" ]; then echo "$PY $*"; return; fi
-  "$PY" "$@"
+  if [ -n "$DRY_RUN" ]; then say "$PY" "$@"; return; fi
+  "$PY" "$@" & # bash would hear a signal only after the end of a command in the foreground
+  wait $!
+}
+free_slot() { # sets SLOT, the first of the JOBS places whose run has ended
+  local running
+  while true; do
+    running=" $(jobs -rp | xargs) "
+    for ((SLOT = 0; SLOT < JOBS; SLOT++)); do [[ $running == *" ${PIDS[SLOT]:-free} "* ]] || return 0; done
+    wait -n || true
+  done
+}
+slot_gpus() { # the NPROC GPUs of place SLOT, among those that this process may use; they are shared if JOBS asks for more
+  local all=() own="" k
+  if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then IFS=, read -ra all <<<"$CUDA_VISIBLE_DEVICES"; fi
+  for ((k = SLOT * NPROC; k < (SLOT + 1) * NPROC; k++)); do own+=,${all[k % GPUS]:-$((k % GPUS))}; done
+  echo "${own#,}"
 }
 run() { # log name, script, flags...: a training run, in the background up to JOBS at a time
   local name=$1
   shift
   if [ -n "${STARTED_RUNS[$name]:-}" ]; then return; fi # the clean row and the trusted teacher serve every ratio
   STARTED_RUNS[$name]=1
-  if [ -n "$DRY_RUN" ]; then echo "python $*"; return; fi
-  while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n || true; done
-  mkdir -p "$LOGS/logs"
+  if [ -n "$DRY_RUN" ]; then say "${LAUNCH[@]}" "$@"; return; fi
+  free_slot
   local log=$LOGS/logs/${name//\//_}.log
-  rm -f "$log.failed" "$log.done"
   (
-    trap - INT TERM
-    if "${LAUNCH[@]}" "$@" >"$log" 2>&1; then
-      touch "$log.done"
-      echo "[$((SECONDS - STARTED)) s] $name: $(tail -n 1 "$log" | cut -c1-150)"
-    else echo "$?" >"$log.failed"; echo "[$((SECONDS - STARTED)) s] $name FAILED: $(tail -n 1 "$log") ($log)"; fi
+    child="" stopped="" code=0
+    trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true' TERM
+    trap '' HUP # the end of a terminal reaches run.sh, which sends TERM
+    if [ "$GPUS" -gt 0 ]; then CUDA_VISIBLE_DEVICES=$(slot_gpus) && export CUDA_VISIBLE_DEVICES; fi
+    "${LAUNCH[@]}" "$@" >"$log" 2>&1 &
+    child=$!
+    [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null || true # the signal came before `child` was known
+    wait "$child" || code=$?
+    while kill -0 "$child" 2>/dev/null; do wait "$child" || code=$?; done # a signal ends `wait`, not yet the run
+    [ -z "$stopped" ] || code=75
+    echo "$code" >"$log.code"
+    state=":"
+    if interrupted $code; then state=" interrupted:"; elif [ $code != 0 ]; then state=" FAILED:"; fi
+    [ -n "$stopped" ] || echo "[$((SECONDS - STARTED)) s] $name$state $(tail -n 1 "$log" | cut -c1-150)"
   ) &
+  PIDS[SLOT]=$!
 }
-await() { # log names of runs that what follows needs; false if one of them failed
+code_of() { cat "$LOGS/logs/${1//\//_}.log.code" 2>/dev/null || echo 1; } # log name -> exit code of that run
+await() { # log names of runs that what follows needs; the exit code of one that did not finish
   if [ -n "$DRY_RUN" ]; then return; fi
-  local name log
+  local name
   for name in "$@"; do
-    log=$LOGS/logs/${name//\//_}.log
-    while [ ! -e "$log.done" ] && [ ! -e "$log.failed" ] && [ -n "$(jobs -rp)" ]; do wait -n || true; done
-    if [ ! -e "$log.done" ]; then return 1; fi
+    while [ ! -s "$LOGS/logs/${name//\//_}.log.code" ] && [ -n "$(jobs -rp)" ]; do wait -n || true; done
+    [ "$(code_of "$name")" = 0 ] || return "$(code_of "$name")"
   done
 }
 finish() { # wait for all runs, then say which failed
+  if [ -n "$DRY_RUN" ]; then return; fi
   while [ -n "$(jobs -rp)" ]; do wait -n || true; done
-  local f
-  for f in "$LOGS"/logs/*.failed; do [ -e "$f" ] && FAILED+=("${f%.failed}"); done
-  return 0
+  local name
+  for name in "${!STARTED_RUNS[@]}"; do unfinished "$(code_of "$name")" "$LOGS/logs/${name//\//_}.log"; done
+}
+unfinished() { # exit code, what: note it for the end, if it is no success
+  if interrupted "$1"; then INTERRUPTED=1; elif [ "$1" != 0 ]; then FAILED+=("$2"); fi
 }
 
-split_data() { # sets SET (name), LISTS (folder of its lists) and ROOT (where relative paths start)
-  ROOT=.
-  local images masks
-  if [ -z "${DATA:-}" ]; then
-    SET=demo
-    stage utils/prepare_data.py demo --out data/demo
-    DATA=data/demo
-  else
-    SET=$(basename "${DATA%/}" .csv)
+find_data() { # sets SET, the name of the data, and SOURCE, how its lists are made
+  local images=data/demo/image masks=data/demo/mask share=0.2
+  if [ -n "$TEST" ]; then share=0; fi
+  if [ -z "${DATA:-}" ]; then SET=demo; else SET=$(basename "${DATA%/}" .csv); fi
+  if [ -n "${DATA:-}" ] && [ -f "$DATA" ]; then
+    SOURCE=(list "$DATA" --test "$share")
+    return
+  elif [ -n "${DATA:-}" ]; then
+    images=$(first_folder images image img JPEGImages train)
+    masks=$(first_folder masks mask labels label train_mask)
   fi
-  LISTS=data/csv/$SET
-  local share=(--test 0.2)
-  if [ -n "$TEST" ]; then share=(--test 0); fi
-  if [ -f "$DATA" ]; then
-    stage utils/prepare_data.py list "$DATA" --out "$LISTS" "${share[@]}"
-  else
-    images=$(first_folder images image img JPEGImages train) masks=$(first_folder masks mask labels label train_mask)
-    stage utils/prepare_data.py folder --images "$images" --masks "$masks" --out "$LISTS" "${share[@]}"
-  fi
-  TEST=${TEST:-$LISTS/test.csv}
+  SOURCE=(folder --images "$images" --masks "$masks" --test "$share")
 }
 
 first_folder() { # the first of these names that is a folder in DATA
   local name
   for name in "$@"; do [ -d "$DATA/$name" ] && { echo "$DATA/$name"; return; }; done
-  if [ -n "$DRY_RUN" ]; then echo "$DATA/$1"; return; fi
   fail "DATA=$DATA: no such list, or no folder in it named $*"
 }
 
@@ -178,30 +232,44 @@ weights() { # ratio, training list: the teacher's masks and the three weight lis
     stage utils/get_weight.py --list "$list" --teacher "$masks" --name "$TEACHER" --out "$LOGS/weights"
 }
 
+draw_demo() { # an input of every sweep without DATA: drawn once, also where two first sweeps begin side by side
+  if [ -z "$DRY_RUN" ]; then
+    mkdir -p data
+    exec 8>>data/.demo.lock
+    flock 8 &
+    wait $!
+  fi
+  stage utils/prepare_data.py demo --out data/demo
+  exec 8>&-
+}
+
 sweep() {
-  split_data
+  find_data
   NOISED=$OP # the noise and the trusted list of other settings live beside it, not in its place
   [ "$LEVELS" = "6 10" ] || NOISED+=-${LEVELS// /to}
   [ "$TEACHER" = folds ] || [ "$TRUSTED" = 20 ] || [ -f "$TRUSTED" ] || NOISED+=-${TRUSTED}trusted
   local default=$SET-$NOISED-$TEACHER-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep
   SWEEP=${SWEEP:-$default} LOGS=runs/${SWEEP:-$default}
-  rm -f "$LOGS"/logs/*.failed "$LOGS"/logs/*.done
+  LISTS=$LOGS/lists TEST=${TEST:-$LOGS/lists/test.csv}
+  claim
   train_flags
+  if [ -z "${DATA:-}" ]; then draw_demo; fi
+  stage utils/prepare_data.py "${SOURCE[@]}" --out "$LISTS"
   TRUSTED_LIST=$LISTS/$NOISED/trusted.csv
   if [ -f "$TRUSTED" ]; then TRUSTED_LIST=$TRUSTED TRUSTED=0; fi
   local noisy=${NOISE//[^0-9 ]/}
   [ "$noisy" = 0 ] || stage utils/generate_noisy_label.py --train_csv "$LISTS/train.csv" --valid_csv "$LISTS/valid.csv" \
     --ratios $(printf '%s\n' $NOISE | grep -vx 0) --levels $LEVELS --op "$OP" --trusted "$TRUSTED" \
-    --out-csv "$LISTS/$NOISED" --out-masks "data/$SET/$NOISED"
+    --out-csv "$LISTS/$NOISED" --out-masks "$LOGS/noisy/$NOISED"
   local ratio
   for ratio in $NOISE; do one_ratio "$ratio"; done
   finish
-  [ -n "$DRY_RUN" ] || stage utils/report.py "$LOGS"
+  stage utils/report.py "$LOGS"
   [ -n "$DRY_RUN" ] || echo "done in $((SECONDS - STARTED)) s; the table is in $LOGS/table.md and table.csv"
 }
 
 one_ratio() { # every row of one noise ratio, all seeds; those that need no weights while the teacher is trained
-  local ratio=$1 list=$LISTS/$NOISED/train_noisy_$1.csv valid=$LISTS/$NOISED/valid_noisy_$1.csv seed score stem weighted=""
+  local ratio=$1 list=$LISTS/$NOISED/train_noisy_$1.csv valid=$LISTS/$NOISED/valid_noisy_$1.csv seed score stem weighted="" code=0
   if [ "$ratio" = 0 ]; then list=$LISTS/train.csv valid=$LISTS/valid.csv; fi
   if [ "$VALID" = trusted ]; then valid=$TRUSTED_LIST; fi
   if [ -z "$ONLY" ] || [[ $ONLY == *teacher_* || $ONLY == *kd_* || $ONLY == *weights* ]]; then weighted=1; fi
@@ -222,10 +290,9 @@ one_ratio() { # every row of one noise ratio, all seeds; those that need no weig
     row no_weight train_without_weight.py "$list"
   done
   if [ -z "$weighted" ]; then return; fi
-  if ! weights "$ratio" "$list"; then
-    FAILED+=("no weights for noise $ratio %, so none of the rows with weights")
-    return
-  fi
+  weights "$ratio" "$list" || code=$?
+  unfinished $code "no weights for noise $ratio %, so none of the rows with weights"
+  [ $code = 0 ] || return 0
   stem=$LOGS/weights/$(basename "$list" .csv)_${TEACHER}_weight
   for seed in $SEEDS; do
     for score in miou bf bm; do row teacher_$score train_with_Teacher_weight.py "${stem}_${score}score.csv"; done
@@ -240,17 +307,15 @@ paper() { # the published setting; the ten command lines are those of the origin
   SET=Supervisely LOGS=runs SWEEP=paper
   local csv=data/csv own=data/csv/Supervisely name
   if [ -z "$DRY_RUN" ]; then
-    mkdir -p runs/logs
-    rm -f runs/logs/*.failed runs/logs/*.done
     if [ ! -d data/Supervisely/train ] || [ ! -d data/Supervisely/train_mask ]; then
-      echo "error: data/Supervisely/train and train_mask are not there: put the 5711 images and masks (321x321, <id>.png) into them" >&2
-      exit 2
+      fail "data/Supervisely/train and train_mask are not there: put the 5711 images and masks (321x321, <id>.png) into them"
     fi
+    claim
     stage utils/prepare_data.py folder --images data/Supervisely/train --masks data/Supervisely/train_mask --test 711 --out $own
     stage utils/generate_noisy_label.py --train_csv $own/train.csv --valid_csv $own/valid.csv --test_csv $own/test.csv \
       --preset nlkd --ratios 60 --trusted 20 --out-csv $own --out-masks data/Supervisely
     for name in test train_noisy_60 valid_noisy_60; do # the published lists, if they are here, stay
-      [ -f $csv/$name.csv ] || cp $own/$name.csv $csv/
+      [ -f $csv/$name.csv ] || { cp $own/$name.csv $csv/.$name.part && mv $csv/.$name.part $csv/$name.csv; }
     done
   fi
   if [ -z "$DRY_RUN" ] && [ ! -f $csv/train_noisy_60_PointRend_weight_bfscore.csv ]; then
@@ -258,7 +323,7 @@ paper() { # the published setting; the ten command lines are those of the origin
     run teacher train_without_weight.py --name paper_teacher --train_csv $own/trusted.csv --valid_csv $own/trusted.csv \
       --epochs 400 --batch-size 4 --learning-rate 1e-3 --optimizer adamw --scheduler cosine --arch DeepLabV3Plus --encoder resnet50 \
       --augment strong --select last
-    await teacher || { echo "error: the teacher failed; its log: runs/logs/teacher.log" >&2; exit 1; }
+    await teacher || { interrupted $? && exit 75; echo "error: the teacher failed; its log: runs/logs/teacher.log" >&2; exit 1; }
     stage utils/predict_mask.py --list $csv/train_noisy_60.csv --checkpoint runs/paper_teacher/last.pt \
       --out runs/paper_masks --trusted
     stage utils/get_weight.py --list $csv/train_noisy_60.csv --teacher runs/paper_masks --name PointRend --out $csv
@@ -287,7 +352,8 @@ paper() { # the published setting; the ten command lines are those of the origin
 
 if [ ${#FAILED[@]} -gt 0 ]; then
   echo "${#FAILED[@]} failed; what and where:" >&2
-  printf '  %s\n' "${FAILED[@]}" >&2
+  printf '  %s\n' "${FAILED[@]}" | sort >&2
   echo "(a run that was made with other settings: give this sweep a name of its own with SWEEP=name)" >&2
   exit 1
 fi
+if [ -n "$INTERRUPTED" ]; then exit 75; fi

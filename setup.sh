@@ -24,15 +24,21 @@ for path in sys.argv[1:]:
 CHECK
 }
 
-set_up() { # requirement files...
-  local candidate base=""
+find_python() { # requirement files...: sets PY if there is a Python that satisfies them; makes and installs nothing
+  local candidate
   if [ -n "${PYTHON:-}" ]; then
     satisfied "$PYTHON" "$@" || { echo "error: PYTHON=$PYTHON lacks what $* ask for; install them there or unset PYTHON" >&2; exit 2; }
     PY=$PYTHON; return
   fi
-  for candidate in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" "${CONDA_PREFIX:+$CONDA_PREFIX/bin/python}"; do
+  for candidate in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" "${CONDA_PREFIX:+$CONDA_PREFIX/bin/python}" "$PWD/.venv/bin/python"; do
     [ -n "$candidate" ] && satisfied "$candidate" "$@" && { PY=$candidate; return; }
   done
+  return 1
+}
+
+set_up() { # requirement files...
+  local candidate base=""
+  if find_python "$@"; then return; fi
   PY=$PWD/.venv/bin/python
   if [ ! -x "$PY" ]; then
     for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
@@ -42,7 +48,6 @@ set_up() { # requirement files...
     echo "making .venv with $("$base" --version)"
     "$base" -m venv .venv || { rm -rf .venv; echo "error: $base -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
   fi
-  satisfied "$PY" "$@" && return
   echo "installing $*, several GB with the CUDA build of torch"
   "$PY" -m pip install --quiet --disable-pip-version-check "${@/#/-r}" ||
     { echo "error: pip could not install $*; its message stands above" >&2; exit 2; }

@@ -3,17 +3,21 @@
 import ast
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from conftest import draw_set
 
 ROOT = Path(__file__).parents[1]
 
 
 def dry_run(*words, **env):
-    env = {k: v for k, v in os.environ.items() if k not in ("DATA", "NOISE")} | {"DRY_RUN": "1"} | env
+    own = {k: v for k, v in os.environ.items() if k not in ("DATA", "NOISE")}
+    env = own | {"DRY_RUN": "1", "PRECISION": "bf16"} | env
     return subprocess.run(["bash", "run.sh", *words], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
@@ -103,23 +107,325 @@ def test_wrong_settings_are_one_line_and_exit_code_2(words, env, says):
     assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+FAKE_PYTHON = r"""#!/bin/bash
+# Stands in for Python: a command is work that takes a moment, is done once, and is saved when TERM comes.
+case "$*" in *device_count*) echo "${FAKE_GPUS:-0}"; exit;; -) exit;; esac
+key=$(echo "$*" | md5sum | cut -c1-12)
+trap 'echo "$*" >>saved; exit 75' TERM
+echo "$*" >>calls
+if [ -e "finished/$key" ]; then echo finished, nothing to do; exit; fi
+case "$*" in *"${FAIL:-nothing fails}"*)
+  until [ -z "$HOLD" ] || grep -q "$HOLD" work; do sleep 0.02; done
+  echo boom
+  exit "${CODE:-3}";;
+esac
+previous=""
+for word in "$@"; do
+  case "$previous" in --out|--out-csv|--out-masks) mkdir -p "$word"; touch "$word/$key";; esac
+  previous=$word
+done
+echo "$* on GPU ${CUDA_VISIBLE_DEVICES:-none}" >>work
+case "$*" in *"${HOLD:-nothing is held}"*) for _ in {1..3000}; do sleep 0.02; done;; esac
+for _ in 1 2 3 4 5 6; do sleep "${STEP:-0}"; done
+trap '' TERM
+mkdir -p finished
+touch "finished/$key"
+echo "$*" >>done
+"""
+
+
+def stand_in(folder):
+    """A folder with the real run.sh and slurm.sh, and a stand-in for Python."""
+    (folder / "benchmarks").mkdir(parents=True)
+    shutil.copy(ROOT / "run.sh", folder)
+    shutil.copy(ROOT / "benchmarks/slurm.sh", folder / "benchmarks")
+    (folder / "setup.sh").write_text("find_python() { PY=$PWD/python; }\nset_up() { find_python; }\n")
+    (folder / "python").write_text(FAKE_PYTHON)
+    (folder / "python").chmod(0o755)
+    for name in ("image", "mask"):
+        (folder / "mine" / name).mkdir(parents=True)
+    return folder
+
+
+def settings(**env):
+    own = ("DATA", "NOISE", "SEEDS", "ONLY", "SWEEP", "JOBS", "NPROC", "DRY_RUN", "CUDA_VISIBLE_DEVICES")
+    clean = {k: v for k, v in os.environ.items() if k not in own and not k.startswith("SLURM")}
+    return clean | {"DATA": "mine", "PRECISION": "fp32", "JOBS": "2"} | env
+
+
+def sweep(folder, *words, command=("./run.sh",), **env):
+    return subprocess.run([*command, *words], cwd=folder, env=settings(**env), capture_output=True, text=True)
+
+
+def start(folder, **env):
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen(["./run.sh"], cwd=folder, env=settings(**env), **how)
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)) for p in folder.rglob("*")}
+
+
 def test_a_failed_run_is_reported_and_does_not_stop_the_others(tmp_path):
-    """The real run.sh with a stand-in for Python: every command succeeds except co-teaching."""
-    shutil.copy(ROOT / "run.sh", tmp_path)
-    (tmp_path / "setup.sh").write_text("set_up() { PY=$PWD/python; }\n")
-    fake = '#!/bin/sh\necho "$*" >>calls\ncase "$*" in *torch*) exit 1;; *co_teaching.py*) echo boom; exit 3;; esac\n'
-    (tmp_path / "python").write_text(fake)
-    (tmp_path / "python").chmod(0o755)
-    (tmp_path / "demo/image").mkdir(parents=True)
-    (tmp_path / "demo/mask").mkdir()
-    env = os.environ | {"DATA": "demo", "PRECISION": "fp32", "JOBS": "2"}
-    done = subprocess.run(["bash", "run.sh"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    folder = stand_in(tmp_path / "a")
+    done = sweep(folder, FAIL="co_teaching.py")
     assert done.returncode == 1
     assert "noise60/co_teaching_s0 FAILED: boom" in done.stdout
     assert done.stderr.splitlines()[0].startswith("1 failed") and "noise60_co_teaching_s0.log" in done.stderr
-    calls = (tmp_path / "calls").read_text().splitlines()
+    calls = lines(folder / "calls")
     assert sum("--name noise" in call for call in calls) == 11
     assert "utils/report.py" in calls[-1]
+
+
+def test_a_run_that_somebody_stopped_is_interrupted_not_failed(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    done = sweep(folder, FAIL="co_teaching.py", CODE="75")
+    assert done.returncode == 75 and "noise60/co_teaching_s0 interrupted" in done.stdout
+    assert done.stderr.splitlines() == ["interrupted; the same command goes on from here"]
+    assert sum("--name noise" in call for call in lines(folder / "calls")) == 11
+    assert sweep(folder).returncode == 0
+    done = sweep(folder, FAIL="--name teacher", CODE="75", SWEEP="b")
+    assert done.returncode == 75 and "failed" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("works", "word"), [(1, signal.SIGTERM), (4, signal.SIGINT), (9, signal.SIGHUP), (14, signal.SIGTERM)]
+)
+def test_an_interrupted_sweep_waits_for_its_runs_and_then_does_what_is_missing(tmp_path, works, word):
+    folder = stand_in(tmp_path / "a")
+    first = start(folder, STEP="0.05")
+    until(lambda: len(lines(folder / "work")) >= works)
+    first.send_signal(word)
+    _, said = first.communicate(timeout=30)
+    assert first.returncode == 75
+    assert said.splitlines() == ["interrupted; the same command goes on from here"]
+    before = lines(folder / "done")
+    assert len(lines(folder / "calls")) == len(before) + len(lines(folder / "saved"))  # nothing is left running
+    (folder / "work").unlink()
+    assert sweep(folder).returncode == 0
+    whole = stand_in(tmp_path / "b")
+    assert sweep(whole).returncode == 0
+    assert sorted(lines(folder / "done")) == sorted(lines(whole / "done"))
+    assert not {line.split(" on GPU")[0] for line in lines(folder / "work")} & set(before)
+
+
+def test_ctrl_c_reaches_everything_once(tmp_path):
+    """A terminal sends SIGINT to the whole process group."""
+    folder = stand_in(tmp_path / "a")
+    first = start(folder, STEP="0.05")
+    until(lambda: len(lines(folder / "work")) >= 5)
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.communicate(timeout=30)[1].splitlines() == ["interrupted; the same command goes on from here"]
+    assert first.returncode == 75 and lines(folder / "saved")
+
+
+def test_a_tool_that_fails_leaves_no_run_behind(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    done = sweep(folder, FAIL="prepare_data.py folds runs/x/lists/both/train_noisy_20", TEACHER="folds",
+                 NOISE="10 20", ONLY="no_weight kd_bf", SWEEP="x", HOLD="name noise10/kd_bf", JOBS="3")  # fmt: skip
+    assert done.returncode == 3
+    assert ["kd_bf" in line for line in lines(folder / "saved")] == [True]
+    assert len(lines(folder / "calls")) == len(lines(folder / "done")) + 2
+
+
+def test_the_same_sweep_twice_is_refused_and_another_one_is_not(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    first = start(folder, STEP="0.2", SWEEP="one")
+    until(lambda: len(lines(folder / "work")) >= 4)
+    calls = len(lines(folder / "calls"))
+    again = sweep(folder, SWEEP="one")
+    assert again.returncode == 2 and len(again.stderr.splitlines()) == 1
+    assert "runs/one" in again.stderr and str(first.pid) in again.stderr
+    assert sweep(folder, SWEEP="two", ONLY="no_weight").returncode == 0
+    assert len(lines(folder / "calls")) >= calls
+    first.terminate()
+    first.communicate(timeout=30)
+    assert first.returncode == 75
+
+
+def test_runs_that_outlive_a_killed_sweep_hold_it_until_they_end(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    first = start(folder, STEP="0.3", ONLY="no_weight clean", SWEEP="one")
+    until(lambda: sum(".py --name" in line for line in lines(folder / "work")) == 2)
+    first.kill()
+    first.wait()
+    again = sweep(folder, ONLY="no_weight clean", SWEEP="one")
+    assert again.returncode == 2 and "at work already (process " in again.stderr
+    assert len(again.stderr.splitlines()) == 1 and f" {first.pid})" not in again.stderr
+    until(lambda: sum(".py --name" in line for line in lines(folder / "done")) == 2)
+    until(lambda: sweep(folder, ONLY="no_weight clean", SWEEP="one").returncode == 0)
+    assert sum("--name" in line for line in lines(folder / "work")) == 2  # the orphans' work counts
+    first.communicate()
+
+
+def test_two_sweeps_write_into_their_own_folders_only(tmp_path):
+    written = {}
+    for name in ("one", "two"):
+        folder = stand_in(tmp_path / name)
+        before = tree(folder)
+        assert sweep(folder, SWEEP=name, NOISE="10 20", ONLY="no_weight kd_bf").returncode == 0
+        new = tree(folder) - before - {"calls", "work", "done", "finished", "runs"}
+        written[name] = {path for path in new if not path.startswith("finished/")}
+        assert all(f"runs/{name}/".startswith(path + "/") or path.startswith(f"runs/{name}/") for path in written[name])
+    assert written["one"] and not written["one"] & written["two"]
+
+
+def test_two_first_sweeps_draw_the_demo_set_one_after_the_other(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    both = [start(folder, DATA="", SWEEP=name, STEP="0.1", ONLY="no_weight") for name in ("one", "two")]
+    for process in both:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert sum("prepare_data.py demo" in line for line in lines(folder / "calls")) == 2
+    assert sum("prepare_data.py demo" in line for line in lines(folder / "work")) == 1
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({"FAKE_GPUS": "2"}, {"0", "1"}),
+        ({"FAKE_GPUS": "4", "NPROC": "2"}, {"0,1", "2,3"}),
+        ({"FAKE_GPUS": "2", "CUDA_VISIBLE_DEVICES": "5,7"}, {"5", "7"}),
+        ({"FAKE_GPUS": "1"}, {"0"}),
+        ({"FAKE_GPUS": "0"}, {"none"}),
+    ],
+)
+def test_runs_at_a_time_have_gpus_of_their_own(tmp_path, env, expected):
+    folder = stand_in(tmp_path / "a")
+    assert sweep(folder, ONLY="no_weight", SEEDS="0 1 2 3 4", STEP="0.02", **({"JOBS": ""} | env)).returncode == 0
+    runs = [line for line in lines(folder / "work") if "--name noise" in line]
+    assert len(runs) == 5 and {line.split("on GPU ")[1] for line in runs} == expected
+    if env.get("NPROC"):
+        assert all(f"--standalone --nproc_per_node={env['NPROC']} train_" in line for line in runs)
+
+
+def test_more_processes_than_gpus_is_one_line(tmp_path):
+    done = sweep(stand_in(tmp_path / "a"), FAKE_GPUS="2", NPROC="4")
+    assert done.returncode == 2 and done.stderr.splitlines() == ["error: NPROC=4: there are 2 GPUs here"]
+
+
+def test_a_dry_run_writes_nothing_and_prints_what_the_sweep_does(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    env = {"SWEEP": "with blank & more", "LEVELS": "6 8", "JOBS": "1", "ONLY": "no_weight teacher_bf"}
+    before = tree(folder)
+    plan = sweep(folder, DRY_RUN="1", **env).stdout
+    assert tree(folder) == before
+    assert sweep(folder, **env).returncode == 0
+    swept = lines(folder / "calls")
+    for name in ("calls", "finished", "done"):
+        (folder / name).rename(folder / f"{name}_before")
+    for line in plan.splitlines():
+        assert sweep(folder, command=("bash", "-c", line)).returncode == 0
+    assert sorted(lines(folder / "calls")) == sorted(swept) and len(swept) == 8
+
+
+SCONTROL = '#!/bin/sh\necho "$*" >>scontrol_calls\necho "JobId=1 JobState=${STATE:-RUNNING} Reason=None"\n'
+SLURM = {"SLURM_ARRAY_JOB_ID": "41", "SLURM_JOB_ID": "44", "NOISE": "20 60", "SEEDS": "0 1", "JOBS": ""}
+SLURM_SH = ("bash", "benchmarks/slurm.sh")
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    (folder / "bin").mkdir()
+    (folder / "bin/scontrol").write_text(SCONTROL)
+    (folder / "bin/scontrol").chmod(0o755)
+    return folder
+
+
+def task(folder, i, **env):
+    env = SLURM | {"SLURM_ARRAY_TASK_ID": str(i), "PATH": f"{folder}/bin:{os.environ['PATH']}"} | env
+    return sweep(folder, command=SLURM_SH, **env)
+
+
+def test_every_run_of_a_sweep_is_one_array_task(cluster):
+    plan = sweep(cluster, DRY_RUN="1", **SLURM).stdout.splitlines()
+    runs = [line.split(" ", 1)[1] for line in plan if " train_" in line and "/python train_" in line]
+    count = int(sweep(cluster, "count", command=SLURM_SH, **SLURM).stdout)
+    assert count == len(runs) == 1 + 2 + 2 * 2 * 10  # the teacher, two seeds of clean, ten rows for two ratios
+    for i in (0, 7, count - 1):
+        assert task(cluster, i).returncode == 0
+        assert lines(cluster / "calls")[-1] == runs[i]
+    assert len(lines(cluster / "calls")) == 3
+    beyond = task(cluster, count)
+    assert beyond.returncode == 2 and f"task {count}: the sweep has {count} runs" in beyond.stderr
+
+
+def test_prepare_and_table_frame_the_array(cluster):
+    assert sweep(cluster, "prepare", command=SLURM_SH, **SLURM).returncode == 0
+    calls = lines(cluster / "calls")
+    assert sum("get_weight.py" in call for call in calls) == 2 and not any("--name noise" in call for call in calls)
+    assert sweep(cluster, "table", command=SLURM_SH, **SLURM).returncode == 0
+    assert len(lines(cluster / "calls")) == len(calls) + 1 and "utils/report.py" in lines(cluster / "calls")[-1]
+
+
+def test_only_an_interrupted_task_is_queued_again(cluster):
+    assert task(cluster, 2, FAIL="train_", CODE="75").returncode == 75
+    assert lines(cluster / "scontrol_calls")[-1] == "requeue 41_2"
+    (cluster / "scontrol_calls").unlink()
+    assert task(cluster, 2, FAIL="train_", CODE="75", STATE="CANCELLED").returncode == 75
+    assert lines(cluster / "scontrol_calls") == ["show job 41_2"]
+    (cluster / "scontrol_calls").unlink()
+    assert task(cluster, 2, FAIL="train_", CODE="3").returncode == 3
+    assert not lines(cluster / "scontrol_calls")
+
+
+def test_a_signalled_task_saves_and_is_queued_again(cluster):
+    env = settings(**SLURM | {"SLURM_ARRAY_TASK_ID": "3", "STEP": "1", "PATH": f"{cluster}/bin:{os.environ['PATH']}"})
+    process = subprocess.Popen(SLURM_SH, cwd=cluster, env=env, stdout=subprocess.DEVNULL)
+    until(lambda: lines(cluster / "work"))
+    process.terminate()
+    assert process.wait(30) == 75
+    assert len(lines(cluster / "saved")) == 1 and not lines(cluster / "done")
+    assert lines(cluster / "scontrol_calls")[-1] == "requeue 41_3"
+
+
+def test_several_machines_meet_at_the_first(cluster):
+    (cluster / "bin/scontrol").write_text("#!/bin/sh\necho node7\necho node8\n")
+    (cluster / "bin/srun").write_text('#!/bin/sh\necho "$*" >>srun_calls\n')
+    (cluster / "bin/srun").chmod(0o755)
+    nodes = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_GPUS_ON_NODE": "4"}
+    assert task(cluster, 0, **nodes).returncode == 0
+    (call,) = lines(cluster / "srun_calls")
+    assert call.startswith("--nodes=2 --ntasks-per-node=1 ") and " -m torch.distributed.run --nnodes=2 " in call
+    for word in ("--rdzv_endpoint=node7:20044", "--rdzv_id=44", "--nproc_per_node=4 train_without_weight.py"):
+        assert word in call
+
+
+@pytest.mark.slow
+def test_a_real_sweep_interrupted_and_started_again_ends_with_the_same_table(tmp_path):
+    for name in ("run.sh", "setup.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    for path in (*ROOT.glob("train_*.py"), ROOT / "utils"):
+        (tmp_path / path.name).symlink_to(path)
+    draw_set(tmp_path / "mine", 16)
+    env = {"PYTHON": sys.executable, "SIZE": "32", "EPOCHS": "2", "TEACHER_EPOCHS": "2", "TRUSTED": "3", "BATCH": "4"}
+    env |= {"LEVELS": "1 2", "ONLY": "no_weight teacher_bf", "OMP_NUM_THREADS": "1", "JOBS": "1"}
+    first = start(tmp_path, SWEEP="stopped", **env)
+    stopped, whole = tmp_path / "runs/stopped", tmp_path / "runs/whole"
+    until(lambda: "epoch" in "".join(lines(stopped / "noise60/no_weight_s0/log.jsonl")), seconds=120)
+    first.terminate()
+    said = first.communicate(timeout=60)
+    assert first.returncode == 75 and not (stopped / "table.csv").exists(), said
+    made = [stopped / "teacher/last.pt", *stopped.glob("lists/**/*.csv"), *stopped.glob("noisy/*/*/*.png")]
+    written = {path: path.stat().st_mtime_ns for path in made}
+    for name in ("stopped", "whole"):
+        done = sweep(tmp_path, SWEEP=name, **env)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (stopped / "table.csv").read_text() == (whole / "table.csv").read_text()
+    assert len(lines(whole / "table.csv")) == 4  # the head, the teacher and two rows
+    assert {path: path.stat().st_mtime_ns for path in made} == written and len(made) > 10
 
 
 LAYERS = [
