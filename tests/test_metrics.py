@@ -1,7 +1,6 @@
 """Scores of masks against the golden arrays, scikit-learn and loops; `evaluate` on the golden logits."""
 
 import threading
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.evaluate import evaluate, named
 from utils.metrics import confusion, pair_scores, ratio, sample_scores, split_iou
-from utils.run import Batches, Run
+from utils.steps import Batches, Steps
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = {"iou", "miou", "dice", "bf", "bm"}
@@ -200,7 +199,7 @@ class Golden(Dataset):
         return len(self.masks)
 
     def __getitem__(self, i):
-        return {"image": torch.full((1, 1, 1), float(i)), "mask": self.masks[i]}
+        return {"image": torch.full((1, 1, 1), float(i)), "mask": self.masks[i], "index": i}
 
 
 class Answer(torch.nn.Module):
@@ -215,15 +214,12 @@ class Answer(torch.nn.Module):
         return self.logits[numbers]
 
 
-class OneProcess:
+class OneProcess(Steps):
     """What `evaluate` needs of a run."""
 
     def __init__(self, **given):
-        flags = {"classes": 1, "theta0": 3, "theta": 5, "compat": "none", "epochs": 1}
-        self.args, self.device, self.main = SimpleNamespace(**flags | given), torch.device("cpu"), False
-
-    autocast = staticmethod(nullcontext)
-    batches = Run.batches
+        flags = {"classes": 1, "theta0": 3, "theta": 5, "compat": "none", "epochs": 1, "precision": "fp32"}
+        super().__init__(SimpleNamespace(**flags | {"save_minutes": 0} | given), torch.device("cpu"))
 
     def sum(self, tensor):
         return tensor

@@ -429,7 +429,8 @@ def test_a_real_sweep_interrupted_and_started_again_ends_with_the_same_table(tmp
 
 
 LAYERS = [
-    {"errors", "logs", "interrupt"},
+    {"errors", "interrupt"},
+    {"logs"},
     {"args", "images", "lists"},
     {"demo", "boundary", "store"},
     {"prepare_data", "add_noise", "check_data"},

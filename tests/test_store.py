@@ -96,8 +96,8 @@ def test_what_cannot_be_a_file_is_told(folder):
     os.mkfifo(folder / "pipe")
     names = ["none.png", "empty", "pipe", "image", "image/000.png/x", "a\0b", "list.csv"]
     found = stamp_files([str(folder / name) for name in names])
-    says = ["no such file", "the file is empty", *["not a regular file"] * 2, *["no such file"] * 2]
-    assert [str(one).split(": ")[1] for one in found[:-1]] == says
+    says = ["no such file", "the file is empty", "not a regular file", "a folder", "no such file", "not a path"]
+    assert all(word in str(one).split(": ")[1] for one, word in zip(found[:-1], says, strict=True))
     assert found[-1][0] == str((folder / "list.csv").resolve())
 
 

@@ -127,14 +127,6 @@ def write_checkpoint(path: Path, state: dict, keep: Path | None = None) -> None:
         part.unlink(missing_ok=True)  # on a full disk it is most of what fills it
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all; InputError if it cannot be written."""
-    part = path.with_name(f".{path.name}.writing")
-    with writing(path):
-        part.write_text(text)
-        part.replace(path)
-
-
 def read_checkpoint(path) -> dict:
     """The dictionary saved in a file, on the CPU; InputError if there is none or it holds anything but data."""
     if not Path(path).is_file():

@@ -29,6 +29,7 @@ from utils.args import launch
 from utils.errors import InputError, report_bad_rows
 from utils.images import read_mask, write_mask
 from utils.lists import read_list, unique_stems, write_list
+from utils.logs import read_record, replace_text
 from utils.prepare_data import draw_test, pool_of
 
 NLKD_RATIOS = (10, 20, 30, 40, 50, 60)
@@ -216,10 +217,7 @@ def _published(args: Args, stems: list[str], ratio: int) -> pd.DataFrame:
 
 def _unmade(args: Args, output: Output) -> pd.DataFrame | None:
     """The rows whose mask is missing; None where arguments, lists or clean masks are not those of the record."""
-    try:
-        record = json.loads(output.record.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+    record = read_record(output.record)
     hashes = {role: _hash(path) for role, path in output.lists.items() if path.is_file()}
     if record != output.expected | {"lists": hashes}:
         return None
@@ -273,7 +271,7 @@ def _write_lists(output: Output, final: pd.DataFrame) -> None:
     for role, path in output.lists.items():
         write_list(final.loc[final["role"] == role, ["img", "filename", "iterations", "op", "clean"]], path)
     record = output.expected | {"lists": {role: _hash(path) for role, path in output.lists.items()}}
-    output.record.write_text(json.dumps(record, indent=1) + "\n")
+    replace_text(output.record, json.dumps(record, indent=1) + "\n")
 
 
 def _write_trusted(args: Args, pool: pd.DataFrame) -> None:

@@ -27,6 +27,7 @@ from utils.args import launch
 from utils.errors import InputError, report_bad_rows, warn
 from utils.images import read_mask, resize_mask
 from utils.lists import join, read_list, stem_of, unique_stems, write_list
+from utils.logs import read_record, replace_text
 from utils.metrics import QUALITIES, pair_scores
 
 
@@ -56,12 +57,7 @@ def main(args: Args) -> dict:
     """
     shares = _check(args)
     record, note = _record(args), Path(args.out) / f".{Path(args.list).stem}_{_teacher_name(args)}_weight.json"
-    if (
-        record
-        and note.exists()
-        and json.loads(note.read_text()) == record
-        and all(_path(s, args).exists() for s in args.score)
-    ):
+    if record and read_record(note) == record and all(_path(s, args).exists() for s in args.score):
         print(f"{_path(args.score[0], args)}: weights are there already")
         return {}
     frame = read_list(args.list)
@@ -81,7 +77,7 @@ def main(args: Args) -> dict:
     frame["bm"] = (args.bm_share * frame["bf"] + (1 - args.bm_share) * frame["miou"]).round(8)
     reports = {score: _write(frame, score, args) for score in args.score}
     if record:
-        note.write_text(json.dumps(record, indent=1) + "\n")
+        replace_text(note, json.dumps(record, indent=1) + "\n")
     return reports
 
 
@@ -176,7 +172,7 @@ def _teacher_masks(teacher: str, frame, args) -> list[Path]:
 
 def _warn_if_biased(teacher: str) -> None:
     about = Path(teacher.removesuffix(".csv")) / "teacher.json"
-    if not about.exists() or not json.loads(about.read_text()).get("trusted"):
+    if not read_record(about).get("trusted"):
         warn(
             f"nothing says that {teacher} was trained on a trusted list. A teacher trained on masks with a one-sided "
             "error learns that error and can rank the masks upside down (README, The teacher)."

@@ -7,6 +7,7 @@ import stat
 import struct
 import warnings
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -119,25 +120,36 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return mask if same else cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def _read_bytes(path) -> bytes:
-    try:
+def look_at(path) -> os.stat_result:
+    """What the file system says of an image file, without opening it; InputError for what cannot be one."""
+    with _access(path):
         about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode):  # a pipe would wait for ever, a device never end
-            what = "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file"
-            raise InputError(f"{path}: {what}; correct the path")
-        if about.st_size > _MAX_BYTES:
-            raise InputError(f"{path}: a file of {about.st_size / 1e9:.1f} GB is no image; correct the path")
-        with open(path, "rb") as file:
-            raw = file.read(about.st_size)
+    if not stat.S_ISREG(about.st_mode):  # a pipe would wait for ever, a device never end
+        what = "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file"
+        raise InputError(f"{path}: {what}; correct the path")
+    if about.st_size > _MAX_BYTES:
+        raise InputError(f"{path}: a file of {about.st_size / 1e9:.1f} GB is no image; correct the path")
+    if about.st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    return about
+
+
+def _read_bytes(path) -> bytes:
+    size = look_at(path).st_size
+    with _access(path), open(path, "rb") as file:
+        return file.read(size)
+
+
+@contextmanager
+def _access(path):
+    try:
+        yield
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError:
         raise InputError(f"{str(path)!r}: not a path ({'NUL byte' if chr(0) in str(path) else 'encoding'})") from None
-    if not raw:
-        raise InputError(f"{path}: the file is empty")
-    return raw
 
 
 def _decode(path, raw: bytes, how: int) -> np.ndarray:

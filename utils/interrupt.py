@@ -1,9 +1,12 @@
 """Ctrl-C and SIGTERM: noted, and obeyed between two steps of a training run, so that it can save first."""
 
+import ctypes
+import os
 import signal
 import threading
 from contextlib import contextmanager
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 RESUME = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, give the same command again
 
 
@@ -20,6 +23,7 @@ class Stop:
     @contextmanager
     def listening(self):
         """Take SIGTERM and SIGINT as requests; a signal that the parent has set to be ignored stays ignored."""
+        self.asked = self.saves = False
         mine = threading.current_thread() is threading.main_thread()
         taken = [s for s in (signal.SIGTERM, signal.SIGINT) if mine and signal.getsignal(s) is not signal.SIG_IGN]
         before = {s: signal.signal(s, self._note) for s in taken}
@@ -41,7 +45,14 @@ class Stop:
 stop = Stop()
 
 
-def ignore_signals(_worker: int = 0) -> None:
-    """For loader processes: a signal to the whole group must not take them from a run that still has to save."""
+def in_loader_process(_worker: int, parent: int) -> None:
+    """Begin a loader process of `parent`: it leaves signals to its parent, and never outlives it.
+
+    A signal to the whole group must not take the loaders from a run that still has to save. A parent that is killed
+    while it starts them would otherwise leave them waiting forever.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -6,8 +6,10 @@ Run   python utils/predict_mask.py --list TRAIN.csv --checkpoint runs/teacher/la
 
 import hashlib
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,7 +27,9 @@ from utils.args import launch
 from utils.checkpoint import image_keys, load_network
 from utils.errors import InputError, report_bad_rows, warn
 from utils.images import read_image, resize_image, write_mask
+from utils.interrupt import in_loader_process
 from utils.lists import read_list, unique_stems, write_list
+from utils.logs import read_record, replace_text
 
 
 @dataclass
@@ -72,7 +76,7 @@ def main(args: Args) -> None:
     record |= {k: v for k, v in asdict(args).items() if k in ("folds", "trusted", "size", "precision")}
     record["images"] = hashlib.sha256("\n".join(frame["img"]).encode()).hexdigest()[:16]
     about = out / "teacher.json"
-    if about.exists() and json.loads(about.read_text()) == record and all(p.exists() for p in paths):
+    if read_record(about) == record and all(p.exists() for p in paths):
         print(f"{out}: {len(paths)} masks are there already")
         return
     _claim(out, about, paths, args.list)
@@ -87,7 +91,7 @@ def main(args: Args) -> None:
     root = Path(args.data_root).resolve()
     names = [str(p.resolve().relative_to(root) if p.resolve().is_relative_to(root) else p.resolve()) for p in paths]
     write_list(pd.DataFrame({"img": frame["img"], "filename": names}), f"{out}.csv")
-    about.write_text(json.dumps(record, indent=1) + "\n")
+    replace_text(about, json.dumps(record, indent=1) + "\n")
     print(f"{out}: {len(paths)} masks from {len(nets)} checkpoint{'s' * (len(nets) > 1)}; their list is {out}.csv")
 
 
@@ -101,7 +105,7 @@ def _claim(out: Path, about: Path, paths: list[Path], source: str) -> None:
     if listed.exists() and listed.samefile(source):
         raise InputError(f"{listed}: the list of the masks would overwrite --list; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    about.write_text(json.dumps({"complete": False}) + "\n")
+    replace_text(about, json.dumps({"complete": False}) + "\n")
 
 
 def who_predicts(frame, states, args) -> np.ndarray:
@@ -129,7 +133,8 @@ def who_predicts(frame, states, args) -> np.ndarray:
 def _predict(frame, paths, nets, use, model, device, args):
     size = model["size"] if args.size < 0 else args.size
     images = Images(frame, args.data_root, size)
-    loader = DataLoader(images, args.batch_size if size else 1, num_workers=args.workers, collate_fn=list)
+    how = {"num_workers": args.workers, "worker_init_fn": partial(in_loader_process, parent=os.getpid())}
+    loader = DataLoader(images, args.batch_size if size else 1, collate_fn=list, **how)
     bad = []
     for batch in tqdm(loader, f"predicting {args.list}", leave=False, disable=None):
         bad += [(int(frame["line"].iloc[i]), shape) for i, image, shape in batch if image is None]

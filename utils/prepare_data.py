@@ -29,6 +29,7 @@ from utils.args import launch_commands
 from utils.errors import InputError
 from utils.images import read_mask, write_mask
 from utils.lists import read_list, unique_stems, write_list
+from utils.logs import read_record, replace_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -121,15 +122,15 @@ def draw_demo(args: DemoArgs) -> None:
     names = [f"{index:05d}" for index in range(1, args.images + 1)]
     files = {out / "image" / f"{name}.jpg" for name in names} | {out / "mask" / f"{name}.png" for name in names}
     there = {path for folder in ("image", "mask") for path in (out / folder).glob("[!.]*")}
-    if note.is_file() and note.read_text() != json.dumps(wanted):
+    if read_record(note) not in ({}, wanted):
         raise InputError(f"{note}: the set was drawn with other arguments; choose another --out or delete {out}")
     if there - files:
         raise InputError(f"{min(there - files)}: not a file of this set; choose another --out or delete {out}")
-    if note.is_file() and there == files:
+    if read_record(note) and there == files:
         print(f"{out}: all {args.images} pictures are there already; nothing to do")
         return
     _draw_all(args, out, names)
-    note.write_text(json.dumps(wanted))
+    replace_text(note, json.dumps(wanted))
     print(f"wrote {args.images} pictures of {args.size} pixels to {out / 'image'}, their masks to {out / 'mask'}")
 
 

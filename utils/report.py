@@ -4,7 +4,6 @@ Run   python utils/report.py runs/demo-both
       python utils/report.py runs/demo-both --page benchmarks/nlkd.md --block demo
 """
 
-import json
 import re
 import sys
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from utils.args import launch
 from utils.errors import InputError
 from utils.get_weight import weight_report
 from utils.lists import read_list, write_list
-from utils.logs import read_jsonl
+from utils.logs import read_jsonl, read_record, replace_text
 
 ORDER = ("teacher", "clean", "no_weight", "teacher_miou", "teacher_bf", "teacher_bm", "kd_miou", "kd_bf", "kd_bm")
 SCORES = {"test_iou": "IoU", "test_miou": "mIoU", "test_dice": "Dice", "test_bf": "BF"}
@@ -41,7 +40,7 @@ def main(args: Args) -> pd.DataFrame:
     out = Path(args.out or args.runs[0])
     write_list(table, out / "table.csv")
     text = as_markdown(table, found) + weight_table(args.runs) + provenance(args.runs)
-    (out / "table.md").write_text(text + "\n")
+    replace_text(out / "table.md", text + "\n")
     if args.page:
         fill_block(Path(args.page), args.block, text)
     print(text)
@@ -67,9 +66,10 @@ def provenance(folders) -> str:
     """Commits, torch and machine of the runs, in one line."""
     found = {}
     for path in sorted(p for folder in folders for p in Path(folder).rglob("env.json")):
-        env = json.loads(path.read_text())
-        dirty = " with local changes" if env["dirty"] else ""
-        found |= {f"commit {env['commit'][:10] or 'unknown'}{dirty}, torch {env['torch']}, {env['device']}": None}
+        env = read_record(path)
+        if env:
+            dirty = " with local changes" if env["dirty"] else ""
+            found |= {f"commit {env['commit'][:10] or 'unknown'}{dirty}, torch {env['torch']}, {env['device']}": None}
     return f"\n\nMeasured: {'; '.join(found)}."
 
 
@@ -80,7 +80,7 @@ def fill_block(page: Path, name: str, text: str) -> None:
     _, mark, after = rest.partition(end)
     if not mark:
         raise InputError(f"{page}: no block {start} ... {end}; add these two lines where the table shall stand")
-    page.write_text(f"{before}{start}\n{text}\n{end}{after}")
+    replace_text(page, f"{before}{start}\n{text}\n{end}{after}")
 
 
 def collect(folders) -> pd.DataFrame:
@@ -88,7 +88,7 @@ def collect(folders) -> pd.DataFrame:
     rows = []
     for folder in map(Path, folders):
         for path in sorted(folder.rglob("args.json")):
-            args = json.loads(path.read_text())
+            args = read_record(path)
             log = read_jsonl(path.with_name("log.jsonl"))
             test = next((line for line in log if line.get("split") == "test"), {})
             name = re.sub(r"_s\d+$", "", path.parent.name)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from utils.checkpoint import bare, image_keys, load_weights, replace_text
+from utils.checkpoint import bare, image_keys, load_weights
 from utils.errors import InputError, writing
-from utils.interrupt import ignore_signals
-from utils.logs import read_jsonl
+from utils.interrupt import in_loader_process
+from utils.logs import read_jsonl, read_record, replace_text
 from utils.models import build_model
 from utils.steps import Batches, Steps
 
@@ -93,7 +94,7 @@ class Run(Steps):
             num_workers=self.args.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),
-            worker_init_fn=ignore_signals,
+            worker_init_fn=partial(in_loader_process, parent=os.getpid()),
         )
 
     def loaders(self, datasets) -> list:
@@ -133,12 +134,15 @@ class Run(Steps):
 
     def finished(self) -> bool:
         """Whether this run has its last line already; then there is nothing to do, and it says so."""
-        done = any(row.get("split") in ("test", "none") for row in self.read_log())
+        done = self._done()
         if done and self.main:
             print(f"{self.dir}: finished, nothing to do")
         if done:
             self.close()
         return done
+
+    def _done(self):
+        return any(row.get("split") in ("test", "none") for row in self.read_log())
 
     def read_log(self) -> list[dict]:
         """The rows of log.jsonl; a last line that was cut off by a kill is left out."""
@@ -189,10 +193,12 @@ class Run(Steps):
         lists = {k: _digest(getattr(self.args, k)) for k in ("train_csv", "valid_csv", "test_csv")}
         now = asdict(self.args) | {"processes": self.world, "content": lists}
         path = self.dir / "args.json"
-        if path.exists() and any((self.dir / name).exists() for name in ("last.pt", "previous.pt")):
-            differ = _differences(json.loads(path.read_text()), now)
+        if read_record(path) and any((self.dir / name).exists() for name in ("last.pt", "previous.pt")):
+            differ = _differences(read_record(path), now)
             if differ:
                 raise InputError(f"{self.dir}: was run with {'; '.join(differ)}. Choose another --name or remove it")
+        if self._done():
+            return  # what is written there is about the processes that did it
         replace_text(path, json.dumps(now, indent=1) + "\n")
         replace_text(self.dir / "env.json", json.dumps(_environment(self.device, self.world), indent=1) + "\n")
 

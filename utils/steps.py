@@ -4,6 +4,7 @@ import os
 import random
 import sys
 import time
+import warnings
 from collections import deque
 
 import numpy as np
@@ -18,6 +19,8 @@ from utils.errors import RankError
 from utils.interrupt import Paused, stop
 
 GO_ON, SAVE, SAVE_AND_STOP = range(3)
+# the schedule moves on with every batch, also with those that make no update
+warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step", UserWarning)
 
 
 class Batches(Sampler):

@@ -45,18 +45,12 @@ def stamp_files(paths: list) -> list:
     def stamp(path):
         folder, name = os.path.split(path)
         try:
+            found = images.look_at(path)
             if folder not in parents:
                 parents[folder] = os.path.realpath(folder)
             link = stat.S_ISLNK(os.lstat(path).st_mode)
-            found = os.stat(path)
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return InputError(f"{path}: no such file")
-        except OSError as error:
-            return InputError(f"{path}: cannot be read ({error.strerror or error})")
-        if not stat.S_ISREG(found.st_mode):
-            return InputError(f"{path}: not a regular file")
-        if found.st_size == 0:
-            return InputError(f"{path}: the file is empty")
+        except InputError as error:
+            return error
         real = os.path.realpath(path) if link else os.path.normpath(os.path.join(parents[folder], name))
         return real, found.st_size, found.st_mtime_ns
 
