@@ -39,6 +39,7 @@ class TrainArgs:
     clip_value: Annotated[float, "gradients are clipped to +- this before the step; 0: never"] = 0.1
     precision: Annotated[Literal["fp32", "bf16", "fp16"], "bf16 is faster wherever the hardware has it"] = "fp32"
     accumulate: Annotated[int, "batches whose gradients make one update"] = 1
+    compile: Annotated[bool, "compile the networks: the first step takes minutes, the others less time"] = False
     skip_nonfinite: Annotated[bool, "leave out batches whose loss is not finite, and log them, instead of stopping"] = (
         False
     )
@@ -47,7 +48,7 @@ class TrainArgs:
     theta0: Annotated[int, "boundary score: width of the boundary operator, odd"] = 3
     theta: Annotated[int, "boundary score: odd; (theta - 1) / 2 pixels of tolerance"] = 5
     seed: Annotated[int, "one seed for weights, order and augmentation"] = 0
-    workers: Annotated[int, "loader processes"] = 0
+    workers: Annotated[int, "loader processes; -1: some, where a GPU would wait for augmentation or decoding"] = -1
     cache_gb: Annotated[float, "decoded lists up to this size are kept"] = 8.0
     cache_dir: Annotated[str, "folder of decoded images, shared by all runs; empty: RUN_DIR/.cache"] = ""
     cpu: Annotated[bool, "ignore any GPU"] = False
@@ -180,9 +181,11 @@ def check(args: TrainArgs) -> None:
     for flag in ("epochs", "batch_size", "classes", "width", "step_epochs", "accumulate"):
         if getattr(args, flag) < 1:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 1 or more")
-    for flag in ("size", "workers", "clip_value", "weight_decay", "cache_gb", "seed", "step_gamma", "save_minutes"):
+    for flag in ("size", "clip_value", "weight_decay", "cache_gb", "seed", "step_gamma", "save_minutes"):
         if not getattr(args, flag) >= 0:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 0 or more")
+    if args.workers < -1:
+        raise InputError(f"--workers {args.workers}: must be 0 or more, or -1 to leave it open")
     if not 0 < args.learning_rate < float("inf"):
         raise InputError(f"--learning-rate {args.learning_rate}: must be a positive number")
     for flag in ("theta0", "theta", "student_theta"):

@@ -1,6 +1,7 @@
 """Saving a run so that it can go on exactly, and loading networks from what was saved."""
 
 import os
+import threading
 import time
 import warnings
 import zipfile
@@ -29,7 +30,7 @@ class Checkpoint:
         self.run, self.parts = run, parts
         self.last, self.previous = run.dir / "last.pt", run.dir / "previous.pt"
         self.reached = {"epoch": -1, "score": float("-inf"), "best": float("-inf"), "net": 0}
-        self.damaged = False
+        self.damaged, self.thread, self.fault = False, None, None
         run.checkpoint = self
 
     def epochs(self, total: int) -> range:
@@ -48,21 +49,34 @@ class Checkpoint:
 
     def save(self, epoch: int, score: float, net: int = 0) -> None:
         """Save after an epoch; if its validation score is the best so far, `nets[net]` is the network to test."""
-        best = self.reached["best"]
-        self.reached = {"epoch": epoch, "score": score, "best": max(score, best), "net": net}
+        improved = score > self.reached["best"] or epoch == 0
+        self.reached = {"epoch": epoch, "score": score, "best": max(score, self.reached["best"]), "net": net}
         self.run.position = None
-        # best.pt goes first: a run killed between the two repeats this epoch and writes the same best.pt again
-        if self.run.main and (score > best or epoch == 0):
-            write_checkpoint(self.run.dir / "best.pt", self._about() | {"nets": self._states()["nets"]})
-        self._write_last({})
+        self._write(improved)
 
     def save_inside(self) -> None:
         """Save inside an epoch, so that the next process goes on with its next step."""
-        self._write_last({"inside": self.run.inside()})
+        self._write(False, inside=self.run.inside())
+        self.wait()
+
+    def wait(self) -> None:
+        """Come back when everything is written; InputError if it could not be."""
+        if self.thread:
+            self.thread.join()
+            self.thread = None
+        if self.fault:
+            fault, self.fault = self.fault, None
+            raise fault
+
+    def look(self) -> None:
+        """InputError if a write has failed; does not wait for one that goes on."""
+        if self.thread and not self.thread.is_alive():
+            self.wait()
 
     def chosen(self, which: str = "best"):
         """(epoch, index of the network, the network with the saved weights) of `best.pt` or `last.pt`."""
-        self.run.barrier()  # the first process may still be writing it
+        self.wait()
+        self.run.barrier()  # the first process may have been writing it
         path = self.run.dir / f"{which}.pt"
         try:
             state = read_checkpoint(path)
@@ -72,17 +86,29 @@ class Checkpoint:
         bare(net).load_state_dict(state["nets"][state["net"]])
         return state["epoch"], state["net"], net
 
-    def _about(self):
-        return self.run.about | self.reached
+    def _write(self, improved, **more):
+        self.wait()
+        self.run.saved, keep, self.damaged = time.time(), None if self.damaged else self.previous, False
+        if not self.run.main:
+            return
+        about = self.run.about | self.reached
+        states = {role: [bare(part).state_dict() for part in group] for role, group in self.parts.items()}
+        states = _copy(states)
+        if self.run.device.type == "cuda":
+            torch.cuda.synchronize()
 
-    def _states(self):
-        return {role: [bare(part).state_dict() for part in group] for role, group in self.parts.items()}
+        def write():
+            try:
+                # best.pt goes first: a run killed between the two repeats this epoch and writes the same best.pt again
+                if improved:
+                    write_checkpoint(self.run.dir / "best.pt", about | {"nets": states["nets"]})
+                write_checkpoint(self.last, about | states | more, keep)
+            except BaseException as fault:
+                self.fault = fault
 
-    def _write_last(self, more):
-        self.run.saved = time.time()
-        if self.run.main:
-            write_checkpoint(self.last, self._about() | self._states() | more, None if self.damaged else self.previous)
-        self.damaged = False
+        # training goes on meanwhile: writing to disk takes longer than many an epoch
+        self.thread = threading.Thread(target=write)
+        self.thread.start()
 
     def _newest(self):
         """What last.pt holds, or previous.pt where last.pt cannot be read; None for a run that begins."""
@@ -197,6 +223,15 @@ def _sync_folder(folder):
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _copy(state):
+    """The state on the CPU, as it is now; of a GPU's tensors only after a synchronisation."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", non_blocking=True) if state.is_cuda else state.detach().clone()
+    if isinstance(state, dict):
+        return {key: _copy(value) for key, value in state.items()}
+    return [_copy(value) for value in state] if isinstance(state, (list, tuple)) else state
 
 
 def bare(part):

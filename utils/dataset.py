@@ -16,9 +16,6 @@ from utils.images import IGNORE, read_image, read_mask, read_pair, resize_image,
 from utils.lists import read_list
 from utils.store import Store, evict, in_threads, key_of, stamp_files
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for its newest version at import
-import albumentations as A
-
 cv2.setNumThreads(0)  # lists are decoded by several threads already, and loader processes must not start more
 
 
@@ -37,7 +34,10 @@ class ListDataset(Dataset):
         self.frame = read_list(path, ("img", "filename", "weight") if weighted else ("img", "filename"))
         self.path, self.size, self.classes = path, size, classes
         self.files = [[str(Path(root, name)) for name in self.frame[column]] for column in ("img", "filename")]
-        self.seed, self.epoch = seed, 0
+        self.seed = seed
+        self.now = torch.zeros(
+            (), dtype=torch.int64
+        ).share_memory_()  # the epoch, also for loader processes that live on
         self.augment = augmentation(augment)
         self.weight = self.frame["weight"].to_numpy(np.float32) if weighted else None
         known = "iterations" in self.frame
@@ -77,6 +77,18 @@ class ListDataset(Dataset):
     def collate(batch: dict) -> dict:
         """What `__getitems__` returns is a batch already."""
         return batch
+
+    @property
+    def epoch(self) -> int:
+        return int(self.now)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.now.fill_(epoch)
+
+    def takes_time(self) -> bool:
+        """Whether samples are decoded or strongly augmented when they are asked for."""
+        return self.images[0] is None or self.images[len(self) - 1] is None or self.augment not in (None, _flip)
 
     def one_shape(self) -> bool:
         """Whether all images have the same height and width, so that they fit in batches."""
@@ -214,6 +226,9 @@ def augmentation(kind: str):
         return None
     if kind == "flip":
         return _flip
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for its newest version at import
+    import albumentations as A  # half a second, which other runs do not spend
+
     flip = A.HorizontalFlip(p=0.5)
     move = A.Affine(
         scale=(0.7, 1.4),

@@ -44,6 +44,7 @@ def named(prefix: str, scores: dict) -> dict:
 
 def test_once(run, checkpoint, loader) -> None:
     """The last line of a run: the chosen checkpoint on the test list, once, if there is one."""
+    checkpoint.wait()
     if loader is None:
         run.log(split="none")
     else:

@@ -44,9 +44,9 @@ def build_optimizer(args, net, steps_per_epoch: int):
     if args.optimizer == "ranger":
         optimizer = Ranger(net.parameters(), rate, weight_decay=decay)
     elif args.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=decay)
+        optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=decay, fused=True)
     else:
-        optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=decay)
+        optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=decay, fused=True)
     return optimizer, LambdaLR(optimizer, lambda step: rate_factor(args, step, steps_per_epoch))
 
 

@@ -74,6 +74,8 @@ class Run(Steps):
 
     def wrap(self, model):
         model = model.to(self.device, memory_format=torch.channels_last)
+        if self.args.compile:
+            model.compile()
         if self.world == 1:
             return model
         if self.device.type == "cuda":
@@ -84,6 +86,10 @@ class Run(Steps):
         size = self.args.batch_size if dataset.one_shape() else 1
         if train:
             self.about["images"] = image_keys(dataset.frame["img"])
+        workers = self.args.workers
+        if workers < 0:  # a list in memory is faster without them, and a CPU has better things to do
+            cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            workers = min(8, cores - 1) if self.device.type == "cuda" and dataset.takes_time() else 0
         sampler = Batches(len(dataset), size, self.rank, self.world, self.args.seed if train else None)
         if train and not len(sampler):
             raise InputError(f"{dataset.path}: {len(dataset)} images are too few for {self.world} processes")
@@ -91,7 +97,10 @@ class Run(Steps):
             dataset,
             batch_sampler=sampler,
             collate_fn=dataset.collate,
-            num_workers=self.args.workers,
+            num_workers=workers,
+            # a sample is a function of (seed, epoch, index), so that processes that live on change nothing
+            persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers else None,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),
             worker_init_fn=partial(in_loader_process, parent=os.getpid()),
@@ -214,12 +223,12 @@ class Averages:
         run.carry("averages", self)
 
     def state_dict(self) -> dict:
-        sums = {name: pair.cpu() for name, pair in self.sums.items()}
+        sums = {names: sums.cpu() for names, sums in self.sums.items()}
         return {"constants": self.constants, "sums": sums, "left_out": self.left_out}
 
     def load_state_dict(self, state: dict) -> None:
         self.constants, self.left_out = state["constants"], state["left_out"]
-        self.sums = {name: pair.to(self.run.device) for name, pair in state["sums"].items()}
+        self.sums = {names: sums.to(self.run.device) for names, sums in state["sums"].items()}
 
     def leave_out(self, images: list[str]) -> None:
         """Count an update that --skip-nonfinite left out, and the images that caused it."""
@@ -233,18 +242,21 @@ class Averages:
         """
         if self.run.spoilt:
             return
-        for name, value in values.items():
-            if isinstance(value, tuple):
-                self._add(name, *value)
-                continue
-            self._add(name, value, torch.ones_like(value))
-            if noisy is not None:
-                self._add(f"{name}_clean", value * (noisy == 0), noisy == 0)
-                self._add(f"{name}_noisy", value * (noisy == 1), noisy == 1)
+        pairs = {name: value for name, value in values.items() if isinstance(value, tuple)}
+        for name, (part, whole) in pairs.items():
+            self._add(name, torch.stack([part.detach().sum(), whole.detach().sum()])[:, None].double())
+        names = [name for name in values if name not in pairs]
+        if not names:
+            return
+        # all means of a batch at once: a few small kernels, where one for each would hold up a fast device
+        each = torch.stack([values[name].detach() for name in names]).double()
+        kinds = torch.ones_like(each[:1]) if noisy is None else torch.stack([noisy >= -1, noisy == 0, noisy == 1])
+        parts, wholes = (each[:, None] * kinds).sum(2).flatten(), kinds.sum(1).repeat(len(names))
+        ends = [""] if noisy is None else ["", "_clean", "_noisy"]
+        self._add(",".join(name + end for name in names for end in ends), torch.stack([parts, wholes]))
 
-    def _add(self, name, part, whole):
-        pair = torch.stack([part.detach().sum().double(), whole.detach().sum().double()])
-        self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+    def _add(self, names, sums):
+        self.sums[names] = self.sums[names] + sums if names in self.sums else sums
 
     def result(self, prefix: str = "train_") -> dict[str, float]:
         """The constants and {prefix + name: mean} over all processes; means of nothing are left out.
@@ -257,8 +269,10 @@ class Averages:
             found["left_out"], found["left_out_images"] = every[0][0], sorted({i for _, some in every for i in some})
         if not self.sums:
             raise InputError(f"{self.run.dir}: no batch of an epoch had a finite loss; lower --learning-rate")
-        sums = self.run.sum(torch.stack(list(self.sums.values()))).tolist()
-        return found | {prefix + k: part / whole for k, (part, whole) in zip(self.sums, sums, strict=True) if whole > 0}
+        names = ",".join(self.sums).split(",")
+        parts, wholes = self.run.sum(torch.cat(list(self.sums.values()), 1)).tolist()
+        means = zip(names, parts, wholes, strict=True)
+        return found | {prefix + name: part / whole for name, part, whole in means if whole > 0}
 
 
 def _quiet_if_full(args):

@@ -262,6 +262,8 @@ class Steps:
         self.carried["averages"].leave_out(dataset.frame["img"].iloc[index.tolist()].tolist() if guilty else [])
 
     def _save_or_stop(self):
+        if self.checkpoint:
+            self.checkpoint.look()
         wish = self._wish()
         if wish and self.position:
             self.checkpoint.save_inside()

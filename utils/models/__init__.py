@@ -4,16 +4,13 @@ import difflib
 import http.client
 import urllib.error
 
-import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.models.plain_unet import PlainUNet
 
-ARCHITECTURES = {"PlainUNet": PlainUNet} | {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -45,15 +42,22 @@ def build_model(arch: str, encoder: str = "", encoder_weights: str = "none", cla
 
     PlainUNet sees images in [0, 1], as published; the others the normalisation their encoder was trained with.
     """
-    if arch not in ARCHITECTURES:
-        raise InputError(f"--arch {arch}: unknown architecture; {_suggest(arch, ARCHITECTURES)}")
     if arch == "PlainUNet":
         if encoder_weights not in ("none", ""):
             raise InputError("--encoder-weights: PlainUNet has no pretrained weights; use `--encoder-weights none`")
         return Segmenter(PlainUNet(classes, width), 16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    if arch not in architectures():
+        raise InputError(f"--arch {arch}: unknown architecture; {_suggest(arch, architectures())}")
     net = _from_library(arch, encoder, None if encoder_weights in ("none", "") else encoder_weights, classes)
     stride = 32 if net.requires_divisible_input_shape else 1
     return Segmenter(net, stride, *_normalisation(encoder, encoder_weights))
+
+
+def architectures() -> dict:
+    """Every network by name."""
+    import segmentation_models_pytorch as smp  # two seconds, which PlainUNet and `--help` do not spend
+
+    return {"PlainUNet": PlainUNet} | {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
 
 
 def parameters(net: nn.Module) -> int:
@@ -62,6 +66,9 @@ def parameters(net: nn.Module) -> int:
 
 
 def _from_library(arch, encoder, weights, classes):
+    import segmentation_models_pytorch as smp
+    from huggingface_hub.utils import logging as hub_logging
+
     if not encoder.startswith("tu-") and encoder not in smp.encoders.encoders:
         raise InputError(
             f"--encoder {encoder}: unknown encoder; {_suggest(encoder, smp.encoders.get_encoder_names())}, or tu-NAME "
@@ -70,7 +77,7 @@ def _from_library(arch, encoder, weights, classes):
     more = {"dynamic_img_size": True} if arch == "DPT" else {}
     hub_logging.set_verbosity_error()  # it would report every retry; the error below says it once
     try:
-        return ARCHITECTURES[arch](
+        return architectures()[arch](
             encoder_name=encoder, encoder_weights=weights, in_channels=3, classes=classes, **more
         )
     except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
@@ -87,6 +94,8 @@ def _from_library(arch, encoder, weights, classes):
 def _normalisation(encoder, weights):
     if weights in ("none", ""):
         return IMAGENET  # the library would ask the network even for an encoder without weights
+    import segmentation_models_pytorch as smp
+
     found = smp.encoders.get_preprocessing_params(encoder, weights)
     scale = 255.0 if found.get("input_range", [0, 1])[-1] == 255 else 1.0
     return tuple(m / scale for m in found["mean"]), tuple(s / scale for s in found["std"])
