@@ -19,7 +19,7 @@ from kill_and_resume import command, differences, finish, kill_and_compare, star
 from test_scripts import BASE, ROOT, SCRIPTS, SMALL, rows_of, same
 
 import utils.evaluate
-import utils.run
+import utils.interrupt
 from utils.args import TrainArgs, launch
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.errors import InputError
@@ -122,7 +122,7 @@ def test_loader_process_does_not_outlive_its_parent(root):
     """Also not one whose parent was killed before it could begin to watch it."""
 
     def arm():
-        begin = utils.run.in_loader_process
+        begin = utils.interrupt.in_loader_process
 
         def slowly(worker, parent):
             (root / "loader").write_text(str(os.getpid()))
@@ -130,7 +130,7 @@ def test_loader_process_does_not_outlive_its_parent(root):
                 time.sleep(0.01)
             begin(worker, parent)
 
-        utils.run.in_loader_process = slowly
+        utils.interrupt.in_loader_process = slowly
 
     child = start(command(importlib.import_module(Path(BASE).stem), root, "a", ["--workers", "1"]), root / "out", arm)
     while not (root / "loader").exists() or not (root / "loader").read_text():
@@ -550,7 +550,7 @@ def test_out_of_memory_names_the_flags_to_turn_down(error, capsys):
 
 def test_dead_loader_process_is_one_line(root):
     def arm():
-        utils.run.in_loader_process = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        utils.interrupt.in_loader_process = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 
     code, text = run_in_fork(root, "a", "--workers", "1", before=arm)
     assert code == 2 and "a loader process died" in text and "--workers 0" in text and "Traceback" not in text

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from contextlib import contextmanager
+from functools import partial
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 RESUME = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, give the same command again
@@ -43,6 +44,19 @@ class Stop:
 
 
 stop = Stop()
+
+
+def loader_processes(count: int) -> dict:
+    """Arguments of a DataLoader with `count` processes that live on between passes."""
+    if not count:
+        return {}
+    begin = partial(in_loader_process, parent=os.getpid())
+    return {
+        "num_workers": count,
+        "persistent_workers": True,
+        "multiprocessing_context": "fork",
+        "worker_init_fn": begin,
+    }
 
 
 def in_loader_process(_worker: int, parent: int) -> None:

@@ -6,10 +6,8 @@ Run   python utils/predict_mask.py --list TRAIN.csv --checkpoint runs/teacher/la
 
 import hashlib
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,7 +25,7 @@ from utils.args import launch
 from utils.checkpoint import image_keys, load_network
 from utils.errors import InputError, report_bad_rows, warn
 from utils.images import read_image, resize_image, write_mask
-from utils.interrupt import in_loader_process
+from utils.interrupt import loader_processes
 from utils.lists import read_list, unique_stems, write_list
 from utils.logs import read_record, replace_text
 
@@ -133,8 +131,8 @@ def who_predicts(frame, states, args) -> np.ndarray:
 def _predict(frame, paths, nets, use, model, device, args):
     size = model["size"] if args.size < 0 else args.size
     images = Images(frame, args.data_root, size)
-    how = {"num_workers": args.workers, "worker_init_fn": partial(in_loader_process, parent=os.getpid())}
-    loader = DataLoader(images, args.batch_size if size else 1, collate_fn=list, **how)
+    batch_size = args.batch_size if size else 1
+    loader = DataLoader(images, batch_size, collate_fn=list, **loader_processes(args.workers))
     bad = []
     for batch in tqdm(loader, f"predicting {args.list}", leave=False, disable=None):
         bad += [(int(frame["line"].iloc[i]), shape) for i, image, shape in batch if image is None]

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from utils.checkpoint import bare, image_keys, load_weights
 from utils.errors import InputError, writing
-from utils.interrupt import in_loader_process
+from utils.interrupt import loader_processes
 from utils.logs import read_jsonl, read_record, replace_text
 from utils.models import build_model
 from utils.steps import Batches, Steps
@@ -97,13 +96,10 @@ class Run(Steps):
             dataset,
             batch_sampler=sampler,
             collate_fn=dataset.collate,
-            num_workers=workers,
-            # a sample is a function of (seed, epoch, index), so that processes that live on change nothing
-            persistent_workers=workers > 0,
-            multiprocessing_context="fork" if workers else None,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),
-            worker_init_fn=partial(in_loader_process, parent=os.getpid()),
+            # a sample is a function of (seed, epoch, index), so that processes that live on change nothing
+            **loader_processes(workers),
         )
 
     def loaders(self, datasets) -> list:
