@@ -35,9 +35,7 @@ class ListDataset(Dataset):
         self.path, self.size, self.classes = path, size, classes
         self.files = [[str(Path(root, name)) for name in self.frame[column]] for column in ("img", "filename")]
         self.seed = seed
-        self.now = torch.zeros(
-            (), dtype=torch.int64
-        ).share_memory_()  # the epoch, also for loader processes that live on
+        self.now = torch.zeros((), dtype=torch.int64).share_memory_()  # the epoch; loader processes see it too
         self.augment = augmentation(augment)
         self.weight = self.frame["weight"].to_numpy(np.float32) if weighted else None
         known = "iterations" in self.frame
