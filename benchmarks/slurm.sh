@@ -32,6 +32,7 @@ export PRECISION=${PRECISION:-bf16} # not by the hardware: the nodes must agree,
 export NPROC=${NPROC:-${SLURM_GPUS_ON_NODE:-1}}
 if [ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ]; then
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it over from sbatch
   export JOBS=1 LAUNCHER="srun --nodes=$SLURM_JOB_NUM_NODES --ntasks-per-node=1"
   export TORCHRUN="--nnodes=$SLURM_JOB_NUM_NODES --rdzv_backend=c10d --rdzv_endpoint=$head:$((20000 + SLURM_JOB_ID % 10000)) --rdzv_id=$SLURM_JOB_ID"
 fi

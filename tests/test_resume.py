@@ -1,6 +1,7 @@
 """What a run survives: kills, signals, damaged checkpoints, full disks, numbers that are not finite, little memory."""
 
 import importlib
+import json
 import os
 import pydoc
 import resource
@@ -18,6 +19,7 @@ from conftest import draw_lists
 from kill_and_resume import command, differences, finish, kill_and_compare, start
 from test_scripts import BASE, ROOT, SCRIPTS, SMALL, rows_of, same
 
+import utils.checkpoint
 import utils.evaluate
 import utils.interrupt
 from utils.args import TrainArgs, launch
@@ -78,7 +80,7 @@ def test_signalled_at_random_moments(script, number, root):
 
 MOMENTS = {
     "before anything is written": ("utils.run.replace_text", 1),
-    "flushing the first checkpoint": ("os.fsync", 1),
+    "flushing the first checkpoint": ("os.fsync", 4),
     "between best.pt and last.pt": ("utils.checkpoint.write_checkpoint", 2),
     "while last.pt is put aside": ("utils.checkpoint._link", 1),
     "before last.pt gets its name": ("pathlib.Path.replace", 8),
@@ -275,12 +277,23 @@ def leave_out_the_optimizers(path):
     torch.save(state, path)
 
 
+def other_width(path):
+    state = read_checkpoint(path)
+    torch.save(state | {"nets": [{k: v.flatten()[:1] for k, v in net.items()} for net in state["nets"]]}, path)
+
+
+def empty_inside(path):
+    torch.save(read_checkpoint(path) | {"inside": {}}, path)
+
+
 class Code:
     def __reduce__(self):
         return os.system, ("touch /tmp/this_must_never_run",)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, put_code_in, leave_out_the_optimizers, Path.unlink])
+@pytest.mark.parametrize(
+    "damage", [truncate, flip_a_bit, put_code_in, leave_out_the_optimizers, Path.unlink, other_width, empty_inside]
+)
 def test_damaged_checkpoint_falls_back_to_the_one_before(damage, root):
     folder = epochs_of(root, 2)
     damage(folder / "last.pt")
@@ -308,12 +321,45 @@ def test_no_good_checkpoint_is_said_and_nothing_is_lost(root):
     assert (folder / "log.jsonl").read_bytes() == log
 
 
-def test_damaged_best_is_said(root):
-    kill = kill_at("utils.checkpoint.Checkpoint.chosen", 1)
-    assert run_in_fork(root, "a", before=kill)[0] == -signal.SIGKILL
-    flip_a_bit(root / "runs/a/best.pt")
-    code, text = run_in_fork(root, "a")
-    assert code == 2 and "best.pt" in text and "to train again" in text and "Traceback" not in text
+@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink])
+@pytest.mark.parametrize("best", [0, 1])
+def test_damaged_best_is_written_anew_if_it_can_be_else_said(best, damage, root):
+    folder = epochs_of(root, 2)
+    state = read_checkpoint(folder / "last.pt")
+    write_checkpoint(folder / "last.pt", state | {"best_epoch": best, "best": 2.0})
+    damage(folder / "best.pt")
+    code, text = run_in_fork(root, "parts", "--epochs", "3")
+    assert "best.pt" in text and "Traceback" not in text
+    if best:
+        assert code == 0 and same(read_checkpoint(folder / "best.pt")["nets"][0], state["nets"][0])
+    else:
+        assert code == 2 and f"remove {folder} to train again" in text
+
+
+def test_a_write_that_failed_is_said_when_the_run_is_told_to_stop(root):
+    def arm():
+        save = utils.checkpoint.write_checkpoint
+
+        def full(path, *rest):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+            if path.name == "last.pt":
+                raise InputError(f"{path}: cannot be written")
+            save(path, *rest)
+
+        utils.checkpoint.write_checkpoint = full
+
+    code, text = run_in_fork(root, "a", "--epochs", "2", before=arm)
+    assert code == 2 and "cannot be written" in text and "Traceback" not in text, text
+
+
+def test_a_run_from_before_a_flag_existed_goes_on(root):
+    folder = epochs_of(root, 1)
+    args = json.loads((folder / "args.json").read_text())
+    del args["accumulate"]
+    (folder / "args.json").write_text(json.dumps(args))
+    assert run_in_fork(root, "parts", "--epochs", "3")[0] == 0
+    assert not differences(root / "runs/whole", folder)
 
 
 @pytest.mark.parametrize("room", [400, 3_000, 30_000])

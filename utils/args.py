@@ -6,8 +6,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
-from utils.errors import InputError, RankError, say
+from utils.errors import InputError, RankError, out_of_memory, say
 from utils.interrupt import RESUME, Paused, stop
+
+stop.before_anything_begins()
 
 
 @dataclass
@@ -151,8 +153,7 @@ def _one_line():
 def _known(error) -> str:
     """What a user can do about an error of the libraries below, or nothing."""
     text = str(error)
-    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if memory or "DefaultCPUAllocator" in text or "ALLOC_FAILED" in text:
+    if out_of_memory(error):
         first = (text.strip().splitlines() or ["no memory left"])[0].partition(" GPU ")[0][:160]
         smaller = "a smaller --batch-size (with --accumulate the update stays the same)"
         return f"out of memory ({first}): try {smaller}, a smaller --size, --precision bf16, or a smaller --encoder"

@@ -29,20 +29,13 @@ class Checkpoint:
             parts["scalers"] = [run.scaler(optimizer) for optimizer in parts["optimizers"]]
         self.run, self.parts = run, parts
         self.last, self.previous = run.dir / "last.pt", run.dir / "previous.pt"
-        self.reached = {"epoch": -1, "score": float("-inf"), "best": float("-inf"), "net": 0}
+        self.reached = {"epoch": -1, "score": float("-inf"), "best": float("-inf"), "best_epoch": -1, "net": 0}
         self.damaged, self.thread, self.fault = False, None, None
         run.checkpoint = self
 
     def epochs(self, total: int) -> range:
         """The epochs still to do: from zero, or from where the run was saved; the log is cut back to there."""
-        state = self._newest()
-        if state:
-            for role, group in self.parts.items():
-                for part, saved in zip(group, state[role], strict=True):
-                    bare(part).load_state_dict(saved)
-            self.reached = {key: state[key] for key in self.reached}
-            if "inside" in state:
-                self.run.go_on_inside(state["inside"])
+        self._take_up_newest()
         start = self.reached["epoch"] + 1
         self.run.keep_log_before(start)
         return range(start, total)
@@ -50,7 +43,9 @@ class Checkpoint:
     def save(self, epoch: int, score: float, net: int = 0) -> None:
         """Save after an epoch; if its validation score is the best so far, `nets[net]` is the network to test."""
         improved = score > self.reached["best"] or epoch == 0
-        self.reached = {"epoch": epoch, "score": score, "best": max(score, self.reached["best"]), "net": net}
+        self.reached |= {"epoch": epoch, "score": score, "net": net}
+        if improved:
+            self.reached |= {"best": score, "best_epoch": epoch}
         self.run.position = None
         self._write(improved)
 
@@ -110,27 +105,48 @@ class Checkpoint:
         self.thread = threading.Thread(target=write)
         self.thread.start()
 
-    def _newest(self):
-        """What last.pt holds, or previous.pt where last.pt cannot be read; None for a run that begins."""
+    def _take_up_newest(self):
+        """Go on from what last.pt holds, or previous.pt where last.pt cannot be used; or begin."""
         faults = []
         for path in (self.last, self.previous):
             if not path.exists():
                 continue
             try:
                 state = read_checkpoint(path)
-                lacking = {*self.parts, *self.reached} - set(state)
-                if lacking:
-                    raise InputError(f"{path}: not a checkpoint of this run, it lacks {', '.join(sorted(lacking))}")
+                self._take_up(state)
             except InputError as error:
                 faults.append(str(error))
-                continue
-            if faults:
-                self.damaged = True  # it must not take the place of the good one when the next is saved
-                warn(f"{faults[0]}. Going on from {path}, after {state['epoch'] + 1} epochs")
-            return state
+            except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                faults.append(f"{path}: not a checkpoint of this run ({first})")
+            else:
+                if faults:
+                    self.damaged = True  # it must not take the place of the good one when the next is saved
+                    warn(f"{faults[0]}. Going on from {path}, after {state['epoch'] + 1} epochs")
+                self._look_at_best(state)
+                return
         if faults:
             raise InputError(f"{'; '.join(faults)}. Remove {self.run.dir} to train again")
-        return None
+
+    def _take_up(self, state):
+        for role, group in self.parts.items():
+            for part, saved in zip(group, state[role], strict=True):
+                bare(part).load_state_dict(saved)
+        self.reached |= {key: state[key] for key in self.reached if key in state}
+        if "inside" in state:
+            self.run.go_on_inside(state["inside"])
+
+    def _look_at_best(self, state):
+        best = self.run.dir / "best.pt"
+        if not self.run.main or self.run.args.select != "best" or state["epoch"] < 0:
+            return
+        try:
+            read_checkpoint(best)
+        except InputError as error:
+            if state["epoch"] != self.reached["best_epoch"]:
+                raise InputError(f"{error}; remove {self.run.dir} to train again") from None
+            warn(f"{error}; written anew, since the last epoch was the best")
+            write_checkpoint(best, self.run.about | self.reached | {"nets": state["nets"]})
 
 
 def write_checkpoint(path: Path, state: dict, keep: Path | None = None) -> None:

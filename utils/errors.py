@@ -30,6 +30,12 @@ def writing(path):
 FULL = "make room and give the same command again: it goes on from the last checkpoint"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch says that there is no memory left."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "DefaultCPUAllocator" in str(error) or "ALLOC_FAILED" in str(error)
+
+
 def _remedy(error) -> str:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return FULL if full else "correct the rights of the folder or choose another one"

@@ -3,9 +3,11 @@
 import ctypes
 import os
 import signal
+import sys
 import threading
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 RESUME = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, give the same command again
@@ -20,6 +22,13 @@ class Stop:
 
     def __init__(self):
         self.asked = self.saves = False
+
+    def before_anything_begins(self) -> None:
+        """While a training script imports its libraries, which takes seconds, let a request end it quietly."""
+        if Path(sys.argv[0]).name.startswith("train_") and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, lambda *_: os._exit(RESUME))
 
     @contextmanager
     def listening(self):

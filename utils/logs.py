@@ -1,6 +1,7 @@
 """Small text files that outlive their process: logs, records of what was done; nothing heavy is loaded for them."""
 
 import json
+import os
 from pathlib import Path
 
 from utils.errors import writing
@@ -9,12 +10,20 @@ from utils.errors import writing
 def read_jsonl(path) -> list[dict]:
     """The rows of a log, none if there is no file; a line that a kill cut off is left out."""
     rows = []
-    for line in Path(path).read_text().splitlines() if Path(path).exists() else []:
+    for line in Path(path).read_text(errors="replace").splitlines() if Path(path).exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
+
+
+def to_disk(file) -> None:
+    """Have an open file's content on the disk, so that a power cut does not take it."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def read_record(path) -> dict:
@@ -32,7 +41,9 @@ def replace_text(path, text: str) -> None:
     part = path.with_name(f".{path.name}.writing")
     try:
         with writing(path):
-            part.write_text(text)
+            with part.open("w") as file:
+                file.write(text)
+                to_disk(file)
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)

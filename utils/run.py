@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from utils.checkpoint import bare, image_keys, load_weights
-from utils.errors import InputError, writing
+from utils.errors import InputError, RankError, out_of_memory, writing
 from utils.interrupt import loader_processes
-from utils.logs import read_jsonl, read_record, replace_text
+from utils.logs import read_jsonl, read_record, replace_text, to_disk
 from utils.models import build_model
 from utils.steps import Batches, Steps
 
@@ -38,6 +38,9 @@ class Run(Steps):
         cuda = torch.cuda.is_available() and not args.cpu
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
         if cuda:
+            if device.index >= torch.cuda.device_count():
+                there = f"{torch.cuda.device_count()} GPUs on this machine"
+                raise RankError(f"--nproc_per_node: at least {device.index + 1} processes, but {there}; start as many")
             torch.cuda.set_device(device)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if cuda else "gloo")
@@ -68,6 +71,8 @@ class Run(Steps):
             with torch.inference_mode():
                 net.eval()(image)
         except (RuntimeError, AssertionError, ValueError) as error:
+            if out_of_memory(error):
+                raise
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"--arch {self.args.arch}: cannot take --size {self.args.size} ({first})") from None
 
@@ -120,6 +125,7 @@ class Run(Steps):
         path = self.dir / "log.jsonl"
         with writing(path), path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+            to_disk(file)  # before the checkpoint of this epoch
         self._tensorboard(row)
         shown = {k: v for k, v in row.items() if not isinstance(v, list)}
         shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
@@ -199,7 +205,8 @@ class Run(Steps):
         now = asdict(self.args) | {"processes": self.world, "content": lists}
         path = self.dir / "args.json"
         if read_record(path) and any((self.dir / name).exists() for name in ("last.pt", "previous.pt")):
-            differ = _differences(read_record(path), now)
+            defaults = {f.name: f.default for f in fields(self.args)}
+            differ = _differences(defaults | read_record(path), now)
             if differ:
                 raise InputError(f"{self.dir}: was run with {'; '.join(differ)}. Choose another --name or remove it")
         if self._done():

@@ -268,6 +268,8 @@ class Steps:
         if wish and self.position:
             self.checkpoint.save_inside()
         if wish == SAVE_AND_STOP:
+            if self.checkpoint:
+                self.checkpoint.wait()
             self.close()
             raise Paused
 

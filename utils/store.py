@@ -39,7 +39,7 @@ def in_threads(function: Callable, count: int) -> Iterator:
 
 
 def stamp_files(paths: list) -> list:
-    """(real path, bytes, time of change in ns) of every file, or the InputError that says why it cannot be one."""
+    """(real path, bytes, two times of change in ns) of every file, or the InputError that says why it cannot be one."""
     parents, chunk = {}, 256
 
     def stamp(path):
@@ -52,7 +52,8 @@ def stamp_files(paths: list) -> list:
         except InputError as error:
             return error
         real = os.path.realpath(path) if link else os.path.normpath(os.path.join(parents[folder], name))
-        return real, found.st_size, found.st_mtime_ns
+        # a copy can keep the time of the last change, but not the time at which it was put there
+        return real, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def some(k):
         return [stamp(path) for path in paths[k * chunk : (k + 1) * chunk]]
@@ -63,8 +64,8 @@ def stamp_files(paths: list) -> list:
 def key_of(kind: str, stamps: list[tuple], *options) -> str:
     """The name of a store: 32 hexadecimal digits of its files' stamps, the options, and the code that decodes them."""
     digest = hashlib.blake2b(json.dumps([FORMAT, kind, _decoder(), *options]).encode(), digest_size=16)
-    for path, size, changed in stamps:
-        digest.update(b"%b\0%d %d\0" % (os.fsencode(path), size, changed))
+    for path, *numbers in stamps:
+        digest.update(b"%b\0%d %d %d\0" % (os.fsencode(path), *numbers))
     return digest.hexdigest()
 
 
