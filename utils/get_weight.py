@@ -28,7 +28,7 @@ from utils.errors import InputError, report_bad_rows, warn
 from utils.images import read_mask, resize_mask
 from utils.lists import join, read_list, stem_of, unique_stems, write_list
 from utils.logs import read_record, replace_text
-from utils.metrics import QUALITIES, pair_scores
+from utils.scores import QUALITIES, pair_scores
 
 
 @dataclass
