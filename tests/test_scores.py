@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils import scores
+from utils import get_weight, scores
+from utils.errors import InputError
+from utils.images import read_mask, write_mask
 from utils.metrics import sample_scores
 from utils.scores import count_boundary, pair_scores
 
@@ -168,3 +170,56 @@ def test_a_label_between_two_others_is_looked_for():
 def test_nothing_but_void_agrees():
     mask = np.full((4, 5), 255, np.uint8)
     assert set(pair_scores(np.zeros((4, 5), np.uint8), mask, 3).values()) == {1.0}
+
+
+def weigh(tmp_path, workers, teacher):
+    args = get_weight.Args(str(tmp_path / "list.csv"), [str(teacher)], str(tmp_path / "out"), workers=workers)
+    get_weight.main(args)
+    return {path.name: path.read_text() for path in (tmp_path / "out").glob("*.csv")}
+
+
+def draw_list(tmp_path, rows):
+    rng = np.random.default_rng(0)
+    for folder in ("m", "t"):
+        (tmp_path / folder).mkdir()
+        for i in range(rows):
+            write_mask(tmp_path / folder / f"{i}.png", draw(rng, (12, 15)))
+    lines = [f"image/{i}.jpg,{tmp_path}/m/{i}.png" for i in range(rows)]
+    (tmp_path / "list.csv").write_text("img,filename\n" + "\n".join(lines) + "\n")
+
+
+def test_threads_give_the_weights_of_one_and_in_order(tmp_path):
+    rows = 2 * get_weight.CHUNK * 9 + 3  # more chunks than wait at a time, and one that is not full
+    draw_list(tmp_path, rows)
+    one = weigh(tmp_path, 1, tmp_path / "t")
+    assert len(one) == 3 and weigh(tmp_path, 2, tmp_path / "t") == one
+    lines = one["list_t_weight_bfscore.csv"].splitlines()[1:]
+    for i in (0, get_weight.CHUNK, rows - 1):
+        expected = pair_scores(read_mask(tmp_path / f"t/{i}.png"), read_mask(tmp_path / f"m/{i}.png"))["bf"]
+        assert float(lines[i].split(",")[2]) == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_rows_of_every_chunk_are_named(tmp_path, workers):
+    draw_list(tmp_path, 3 * get_weight.CHUNK)
+    bad = [0, get_weight.CHUNK - 1, 3 * get_weight.CHUNK - 1]
+    for i in bad:
+        (tmp_path / f"t/{i}.png").unlink()
+    with pytest.raises(InputError, match=": 3 bad rows: ") as error:
+        weigh(tmp_path, workers, tmp_path / "t")
+    assert all(f"line {i + 2}: {tmp_path}/t/{i}.png: no such file" in str(error.value) for i in bad)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stopped_list_starts_no_more_tasks():
+    started = []
+
+    def work(item):
+        started.append(item)
+        if item == 3:
+            raise KeyboardInterrupt
+        return item
+
+    with pytest.raises(KeyboardInterrupt):
+        list(get_weight._in_threads(work, range(1000), 2))
+    assert len(started) < 30
