@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils.boundary import boundary_counts, boundary_f, count_boundary, edges, soft_boundary_f
-from utils.metrics import pair_scores, sample_scores
+from utils.boundary import boundary_counts, edges, soft_boundary_f
+from utils.metrics import sample_scores
+from utils.scores import boundary_f, count_boundary, pair_scores
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = [(1, 1), (1, 9), (9, 1), (2, 2), (7, 12), (13, 6), (11, 11)]

@@ -11,7 +11,8 @@ from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 from torch.utils.data import DataLoader, Dataset
 
 from utils.evaluate import evaluate, named
-from utils.metrics import confusion, pair_scores, ratio, sample_scores, split_iou
+from utils.metrics import confusion, sample_scores, split_iou
+from utils.scores import pair_scores, ratio
 from utils.steps import Batches, Steps
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -25,7 +25,8 @@ from utils.methods.selection import (
     selected_loss,
     selection_stats,
 )
-from utils.metrics import pair_scores, sample_scores
+from utils.metrics import sample_scores
+from utils.scores import pair_scores
 
 GOLDEN = Path(__file__).parent / "golden"
 TRIALS = [f"B{size}_{trial}" for size in (1, 2, 3, 4, 8, 16) for trial in range(4)]

@@ -16,7 +16,7 @@ from utils.checkpoint import image_keys
 from utils.errors import InputError
 from utils.images import read_mask, write_mask
 from utils.lists import read_list
-from utils.metrics import pair_scores
+from utils.scores import pair_scores
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"

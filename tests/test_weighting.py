@@ -19,7 +19,7 @@ from utils.methods.weighting import (
     student_quality,
     weighted_loss,
 )
-from utils.metrics import pair_scores
+from utils.scores import pair_scores
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -5,34 +5,11 @@ erosion takes away, and a boundary pixel is matched within a `theta` box, (theta
 The image frame is not a boundary.
 """
 
-from typing import NamedTuple
-
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class BoundaryCounts(NamedTuple):
-    """Pixels on either boundary, and how many of them lie within the tolerance of the other; ints or tensors."""
-
-    pred: int | Tensor
-    mask: int | Tensor
-    pred_hit: int | Tensor
-    mask_hit: int | Tensor
-
-
-def count_boundary(pred: np.ndarray, mask: np.ndarray, theta0: int = 3, theta: int = 5) -> BoundaryCounts:
-    """Boundary counts of two (H, W) uint8 {0, 1} masks on the CPU."""
-    small, wide = np.ones((theta0, theta0), np.uint8), np.ones((theta, theta), np.uint8)
-    edge_pred, edge_mask = (cv2.subtract(m, cv2.erode(m, small)) for m in (pred, mask))
-    return BoundaryCounts(
-        cv2.countNonZero(edge_pred),
-        cv2.countNonZero(edge_mask),
-        cv2.countNonZero(cv2.bitwise_and(edge_pred, cv2.dilate(edge_mask, wide))),
-        cv2.countNonZero(cv2.bitwise_and(edge_mask, cv2.dilate(edge_pred, wide))),
-    )
+from utils.scores import BoundaryCounts
 
 
 def boundary_counts(
@@ -52,18 +29,6 @@ def edges(mask: Tensor, theta0: int = 3, void: Tensor | None = None) -> Tensor:
     if void is None:
         return mask & ~_box(mask, theta0, torch.bitwise_and)
     return mask & ~void & ~_box(mask | void, theta0, torch.bitwise_and)
-
-
-def boundary_f(counts: BoundaryCounts, same):
-    """F1 of boundary precision and recall in [0, 1].
-
-    Two masks without any boundary score 1 if they are the same (`same`), else 0; so does one boundary against none.
-    Works on ints and on tensors; the published code adds 1e-7 to every denominator, which is below 1e-6 here.
-    """
-    top = 2 * counts.pred_hit * counts.mask_hit
-    bottom = counts.pred_hit * counts.mask + counts.mask_hit * counts.pred
-    bare = (counts.pred == 0) & (counts.mask == 0) & same
-    return (top + bare) / (bottom + (bottom == 0))
 
 
 def soft_boundary_f(score: Tensor, mask: Tensor, theta0: int = 3, theta: int = 5) -> Tensor:

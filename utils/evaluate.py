@@ -4,7 +4,8 @@ import torch
 
 from utils.checkpoint import bare
 from utils.losses import hard
-from utils.metrics import confusion, ratio, sample_scores, split_iou
+from utils.metrics import confusion, sample_scores, split_iou
+from utils.scores import ratio
 
 
 @torch.inference_mode()

@@ -26,9 +26,11 @@ from tqdm import tqdm
 from utils.args import launch
 from utils.errors import InputError, report_bad_rows, warn
 from utils.images import read_mask, resize_mask
-from utils.lists import join, read_list, stem_of, unique_stems, write_list
+from utils.lists import join, read_list, unique_stems, write_list
 from utils.logs import read_record, replace_text
-from utils.metrics import QUALITIES, pair_scores
+from utils.scores import QUALITIES, pair_scores
+
+CHUNK = 16  # rows of one task: handing over a task costs as much as scoring a small mask
 
 
 @dataclass
@@ -66,11 +68,12 @@ def main(args: Args) -> dict:
         _warn_if_biased(teacher)
     values = np.zeros((len(frame), len(QUALITIES)), np.float64)
     bad = []
-    for i, found in _score_all(frame, teachers, args):
-        if isinstance(found, InputError):
-            bad.append((int(frame["line"].iloc[i]), str(found)))
-        else:
-            values[i] = shares @ found
+    for first, rows in _score_all(frame, teachers, args):
+        for i, found in enumerate(rows, first):
+            if isinstance(found, InputError):
+                bad.append((int(frame["line"].iloc[i]), str(found)))
+            else:
+                values[i] = shares @ found
     report_bad_rows(args.list, bad, "Correct or remove these rows; every image needs a mask of every teacher.")
     for k, name in enumerate(QUALITIES):
         frame[name] = values[:, k].round(8)
@@ -117,31 +120,41 @@ def score_row(mask_path, teacher_paths, classes: int, theta0: int, theta: int, s
 
 
 def _score_all(frame, teachers, args):
+    """Yield (first row, [scores or InputError of that row and those after it]) until all rows are scored, in order."""
     cv2.setNumThreads(0)  # the threads are ours
-    root, masks = Path(args.data_root), frame["filename"].tolist()
+    sources = [*teachers, (args.data_root, frame["filename"].tolist())]
 
-    def one(i):
-        try:
-            paths = [teacher[i] for teacher in teachers]
-            return score_row(root / masks[i], paths, args.classes, args.theta0, args.theta, args.size)
-        except InputError as error:
-            return error
+    def some(first):
+        rows = []
+        for i in range(first, min(first + CHUNK, len(frame))):
+            *preds, mask = (Path(root, names[i]) for root, names in sources)
+            try:
+                rows.append(score_row(mask, preds, args.classes, args.theta0, args.theta, args.size))
+            except InputError as error:
+                rows.append(error)
+        return first, rows
 
     workers = args.workers or len(os.sched_getaffinity(0))
-    bar = tqdm(total=len(frame), desc=f"scoring {args.list}", leave=False, disable=None)
-    with ThreadPoolExecutor(workers) as pool, bar:
-        waiting = deque()  # a bounded queue: memory does not grow with the list
-        for i in range(len(frame) + 64 * workers):
-            if i < len(frame):
-                waiting.append((i, pool.submit(one, i)))
-            if waiting and (i >= len(frame) or len(waiting) > 32 * workers):
-                k, future = waiting.popleft()
-                bar.update()
-                yield k, future.result()
+    chunks = range(0, len(frame), CHUNK)
+    found = map(some, chunks) if workers == 1 else _in_threads(some, chunks, workers)
+    with tqdm(total=len(frame), desc=f"scoring {args.list}", leave=False, disable=None) as bar:
+        for first, rows in found:
+            bar.update(len(rows))
+            yield first, rows
+
+
+def _in_threads(work, items, workers):
+    """As map(work, items), by threads; however long the list, few results wait, and few tasks outlive an interrupt."""
+    waiting, pool = deque(), ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
         while waiting:
-            k, future = waiting.popleft()
-            bar.update()
-            yield k, future.result()
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _check(args) -> np.ndarray:
@@ -151,6 +164,8 @@ def _check(args) -> np.ndarray:
     usable = len(args.share) == len(args.teacher) and np.isfinite(args.share).all() and min(args.share, default=0) >= 0
     if args.share and not (usable and sum(args.share) > 0):
         raise InputError(f"--share: needs one share of 0 or more for each of the {len(args.teacher)} teachers")
+    if args.workers < 0:
+        raise InputError(f"--workers {args.workers}: must be 0 or more")
     if not 0 <= args.bm_share <= 1:
         raise InputError(f"--bm-share {args.bm_share}: must lie between 0 and 1")
     for flag in ("theta0", "theta"):
@@ -160,14 +175,13 @@ def _check(args) -> np.ndarray:
     return shares / shares.sum()
 
 
-def _teacher_masks(teacher: str, frame, args) -> list[Path]:
+def _teacher_masks(teacher: str, frame, args) -> tuple[str, list[str]]:
+    """The folder that a teacher's masks are in, and the name of each there."""
     if teacher.endswith(".csv"):
-        root = Path(args.data_root)
-        return [root / name for name in join(frame[["img"]], read_list(teacher), teacher)["filename"]]
+        return args.data_root, join(frame[["img"]], read_list(teacher), teacher)["filename"].tolist()
     if not Path(teacher).is_dir():
         raise InputError(f"--teacher {teacher}: no such folder; write the masks with utils/predict_mask.py")
-    unique_stems(frame, args.list)
-    return [Path(teacher) / f"{stem_of(img)}.png" for img in frame["img"]]
+    return teacher, [f"{stem}.png" for stem in unique_stems(frame, args.list)]
 
 
 def _warn_if_biased(teacher: str) -> None:

@@ -87,13 +87,17 @@ def to_binary(mask: np.ndarray, name="mask") -> np.ndarray:
     """{0, 1}, {0, 255} or bool -> uint8 {0, 1}, same shape; InputError for other values."""
     if mask.dtype == bool:
         return mask.astype(np.uint8)
-    top = int(mask.max(initial=0))
-    ones = cv2.countNonZero(mask) if mask.ndim == 2 else np.count_nonzero(mask)
-    if top not in (0, 1, 255) or (top == 255 and np.count_nonzero(mask == 255) != ones):
-        values = np.unique(mask)
+    if mask.dtype == np.uint8:
+        ones = mask & 1
+        if not (mask + ones).any():  # 255 + 1 is 0 again, and no other value but 0 ends there
+            return ones
+        if mask.max() == 1:
+            return mask
+    values = np.unique(mask)
+    if not set(values.tolist()) <= {0, 1} and not set(values.tolist()) <= {0, 255}:
         some = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
         raise InputError(f"{name}: mask values {some}; a binary mask holds 0 and 1, or 0 and 255")
-    return mask if top <= 1 and mask.dtype == np.uint8 else (mask > 0).astype(np.uint8)
+    return (mask > 0).astype(np.uint8)
 
 
 def write_mask(path, mask: np.ndarray, classes: int = 1) -> None:
@@ -136,7 +140,7 @@ def look_at(path) -> os.stat_result:
 
 def _read_bytes(path) -> bytes:
     size = look_at(path).st_size
-    with _access(path), open(path, "rb") as file:
+    with _access(path), open(path, "rb", buffering=0) as file:  # one read takes it all
         return file.read(size)
 
 

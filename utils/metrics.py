@@ -1,43 +1,11 @@
 """Scores of masks from counts of pixels; the same formulas for one pair, a batch on a device, or a whole split."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from utils.boundary import BoundaryCounts, boundary_counts, boundary_f, count_boundary
+from utils.boundary import boundary_counts
 from utils.images import IGNORE
-
-QUALITIES = ("miou", "bf", "bm", "iou", "dice")
-
-
-def ratio(part, whole):
-    """part / whole, and 1 where there is nothing of either; ints, arrays or tensors."""
-    nothing = whole == 0
-    return (part + nothing) / (whole + nothing)
-
-
-def binary_scores(inter, pred, mask, pixels, boundary: BoundaryCounts) -> dict:
-    """Every score of binary masks from pixel counts (intersection, predicted, annotated, all), each in [0, 1].
-
-    `iou` and `dice` are of the foreground, `miou` the mean over foreground and background, `bf` the boundary F1,
-    `bm` = (bf + miou) / 2. Two empty masks agree: 1.
-    """
-    iou = ratio(inter, pred + mask - inter)
-    background = ratio(pixels - pred - mask + inter, pixels - inter)
-    same = (pred == inter) & (mask == inter)  # equal areas are not enough: void can lie between two regions
-    bf, miou = boundary_f(boundary, same), (iou + background) / 2
-    return {"iou": iou, "miou": miou, "dice": ratio(2 * inter, pred + mask), "bf": bf, "bm": (bf + miou) / 2}
-
-
-def pair_scores(pred: np.ndarray, mask: np.ndarray, classes: int = 1, theta0: int = 3, theta: int = 5) -> dict:
-    """The scores of two (H, W) uint8 masks on the CPU: `binary_scores`, or for classes > 1 their class means.
-
-    A class mean is over the classes present in either mask; pixels that `mask` marks 255 count nowhere.
-    """
-    if classes == 1:
-        return _pair(pred, mask, theta0, theta)
-    batch = torch.from_numpy(np.ascontiguousarray(pred))[None], torch.from_numpy(np.ascontiguousarray(mask))[None]
-    return {name: float(value[0]) for name, value in sample_scores(*batch, classes, theta0, theta).items()}
+from utils.scores import binary_scores, ratio
 
 
 def sample_scores(pred: Tensor, mask: Tensor, classes: int = 1, theta0: int = 3, theta: int = 5) -> dict[str, Tensor]:
@@ -72,12 +40,6 @@ def split_iou(counts: Tensor) -> dict[str, float]:
     each = hit[present] / union[present]
     miou = float(each.mean()) if len(each) else 1.0
     return {"iou": float(ratio(hit[1], union[1])) if len(counts) == 2 else miou, "miou": miou}
-
-
-def _pair(pred, mask, theta0, theta):
-    both = np.bitwise_and(pred, mask)
-    areas = (int(np.count_nonzero(m)) for m in (both, pred, mask))
-    return binary_scores(*areas, mask.size, count_boundary(pred, mask, theta0, theta))
 
 
 def _sample_scores_of(pred, mask, void, theta0, theta):
