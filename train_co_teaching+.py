@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from utils.args import RankArgs, launch
 from utils.checkpoint import Checkpoint
 from utils.dataset import open_lists
-from utils.evaluate import evaluate, named, test_once
+from utils.evaluate import evaluate_all, named, test_once
 from utils.methods.selection import (
     Window,
     cleanness,
@@ -89,7 +89,7 @@ def main(args: Args) -> None:
                 stats.add(loss=losses[i], disagree=differ.float(), **selection_stats(keep, batch["noisy"]))
             nested = args.order == "nested" and epoch >= args.init_epochs
             window.add(*scores, among=differ if nested else None)
-        scores = [evaluate(run, net, valid) for net in nets]
+        scores = evaluate_all(run, nets, valid)
         both = named("valid_a", scores[0]) | named("valid_b", scores[1])
         run.log(epoch=epoch, seconds=run.seconds(), forget=forget, **stats.result(), **both)
         better = int(scores[1]["score"] > scores[0]["score"])

@@ -13,7 +13,7 @@ from typing import ClassVar
 from utils.args import RankArgs, launch
 from utils.checkpoint import Checkpoint
 from utils.dataset import open_lists
-from utils.evaluate import evaluate, named, test_once
+from utils.evaluate import evaluate_all, named, test_once
 from utils.methods.selection import (
     Window,
     cleanness,
@@ -72,7 +72,7 @@ def main(args: Args) -> None:
                 run.step(nets[i], optimizers[i], schedules[i], loss, clip=args.clip_value, when=some)
                 stats.add(loss=losses[i], **selection_stats(keep, batch["noisy"]))
             window.add(*scores)
-        scores = [evaluate(run, net, valid) for net in nets]
+        scores = evaluate_all(run, nets, valid)
         both = named("valid_a", scores[0]) | named("valid_b", scores[1])
         run.log(epoch=epoch, seconds=run.seconds(), forget=forget, **stats.result(), **both)
         better = int(scores[1]["score"] > scores[0]["score"])

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from utils.args import TwoNetArgs, launch
 from utils.checkpoint import Checkpoint
 from utils.dataset import open_lists
-from utils.evaluate import evaluate, named, test_once
+from utils.evaluate import evaluate_all, named, test_once
 from utils.methods.selection import differing_examples, examples, fall_back, selected_loss, selection_stats
 from utils.optim import build_optimizer
 from utils.run import Averages, Run
@@ -61,7 +61,7 @@ def main(args: Args) -> None:
                 run.step(net, optimizer, schedule, loss, clip=args.clip_value, when=some)
             for loss in losses:
                 stats.add(loss=loss, **selection_stats(keep, batch["noisy"]))
-        scores = [evaluate(run, net, valid) for net in nets]
+        scores = evaluate_all(run, nets, valid)
         both = named("valid_a", scores[0]) | named("valid_b", scores[1])
         run.log(epoch=epoch, seconds=run.seconds(), **stats.result(), **both)
         better = int(scores[1]["score"] > scores[0]["score"])

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils.boundary import boundary_counts, edges, soft_boundary_f
-from utils.metrics import sample_scores
+from utils.boundary import match_classes, soft_boundary_f
+from utils.methods.weighting import student_quality
+from utils.metrics import pixel_counts, sample_scores
 from utils.scores import boundary_f, count_boundary, pair_scores
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -76,10 +78,61 @@ def random_pairs(shape, seeds=range(3)):
         yield from ((kinds[i], kinds[j]) for i, j in zip(order, np.roll(order, 1), strict=True))
 
 
-def on_device(pred, mask, theta0, theta):
-    """The batch path for one pair, as ints."""
-    counts = boundary_counts(torch.from_numpy(pred)[None].bool(), torch.from_numpy(mask)[None].bool(), theta0, theta)
-    return tuple(int(c) for c in counts)
+def on_device(pred, mask, theta0, theta, void=None):
+    """The batch path for one pair, as ints: as one class, and as the second of two, which must be the same."""
+    pred, mask = (torch.from_numpy(m)[None].byte() for m in (pred, mask))
+    of_two = mask if void is None else mask.masked_fill(torch.from_numpy(void), 255)
+    counts = tuple(int(c[1]) for c in pixel_counts(pred, of_two, 2, theta0, theta).boundary)
+    if void is None:
+        assert counts == tuple(int(c) for c in pixel_counts(pred, mask, 1, theta0, theta).boundary)
+    return counts
+
+
+def edges(mask, void=None):
+    """Where the boundary of a (H, W) mask is drawn, as [row, column] pairs."""
+    mask = torch.from_numpy(mask)[None]
+    if void is not None:
+        mask = mask.masked_fill(torch.from_numpy(void), 255)
+    label, known, edge = (x[1, 0] for x in match_classes(mask, mask, 2))
+    return ((edge > 0) & (known > 0) & (label == 1)).nonzero().tolist()
+
+
+def box(mask, width, join):
+    """Shifts of an (H, W) bool map within a box, joined one after the other; what lies outside does not count."""
+    found, reach = mask.clone(), width // 2
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            if abs(dy) < mask.shape[0] and abs(dx) < mask.shape[1]:
+                to = found[max(0, -dy) : mask.shape[0] - max(0, dy), max(0, -dx) : mask.shape[1] - max(0, dx)]
+                of = mask[max(0, dy) : mask.shape[0] + min(0, dy), max(0, dx) : mask.shape[1] + min(0, dx)]
+                join(to, of, out=to)
+    return found
+
+
+def counts_class_by_class(pred, mask, classes, theta0, theta):
+    """(inter, pred, mask, edges of either, hits of either) of every class of one pair, each class a mask of its own."""
+    void = mask == 255
+    for c in range(classes):
+        a, b = (m.eq(c) & ~void for m in (pred, mask))
+        edge_a, edge_b = (m & ~box(m | void, theta0, torch.logical_and) for m in (a, b))
+        near_a, near_b = (box(e, theta, torch.logical_or) for e in (edge_a, edge_b))
+        yield [int(m.sum()) for m in (a & b, a, b, edge_a, edge_b, edge_a & near_b, edge_b & near_a)]
+
+
+def random_labels(classes, shape, seed, n=3):
+    """Blocks and single pixels of any class, half of the annotation as predicted, some of it void."""
+    rng = np.random.default_rng([seed, classes, *shape])
+
+    def draw():
+        coarse = rng.integers(0, classes, (n, -(-shape[0] // 4), -(-shape[1] // 4)))
+        blocks = np.kron(coarse, np.ones((4, 4), np.int64))[:, : shape[0], : shape[1]]
+        return np.where(rng.random(blocks.shape) < 0.1, rng.integers(0, classes, blocks.shape), blocks)
+
+    pred = draw()
+    mask = np.where(rng.random(pred.shape) < 0.5, pred, draw())
+    # a teacher's mask may hold 255 as well: it is no class, and beside one it makes a boundary
+    pred[rng.random(pred.shape) < 0.05], mask[rng.random(pred.shape) < 0.15] = 255, 255
+    return torch.from_numpy(pred.astype(np.uint8)), torch.from_numpy(mask.astype(np.uint8))
 
 
 def f_of(pred, mask, theta0=3, theta=5):
@@ -136,15 +189,65 @@ def test_both_paths_follow_the_definition(shape, boxes):
         assert float(batch["bf"]) == pytest.approx(score, abs=1e-6)
 
 
+@pytest.mark.parametrize("boxes", [*BOXES, (1, 1), (3, 31)])
+@pytest.mark.parametrize("classes", [2, 3, 9, 21, 150, 255])
+def test_all_classes_at_once_follow_each_alone(classes, boxes):
+    for seed, shape in enumerate([(1, 1), (1, 9), (9, 2), (14, 13)]):
+        pred, mask = random_labels(classes, shape, seed)
+        counts = pixel_counts(pred, mask, classes, *boxes)
+        found = torch.stack([*counts[:3], *counts.boundary])
+        for i in range(len(pred)):
+            assert found[:, :, i].T.tolist() == list(counts_class_by_class(pred[i], mask[i], classes, *boxes))
+
+
+@pytest.mark.parametrize("width", [1990, 1998, 1999, 2041, 4090])
+def test_wide_masks_are_counted_whole(width):
+    masks = torch.ones(2, 5, width, dtype=torch.uint8)
+    masks[1, :, ::2] = 0
+    for classes in (1, 2):
+        counts = pixel_counts(masks, masks, classes)
+        assert [c[-1].tolist() for c in counts[:3]] == [[5 * width, 5 * -(-width // 2) - 5 * (width % 2)]] * 3
+        assert [c[-1].tolist() for c in counts.boundary] == [[0, 5 * (width // 2)]] * 4
+
+
+@pytest.mark.parametrize("classes", [1, 2, 30])
+def test_an_image_counts_the_same_in_any_batch(classes):
+    rng = np.random.default_rng(classes)
+    masks = torch.from_numpy(rng.integers(0, max(2, classes), (2, 7, 160, 170), dtype=np.uint8))
+    every = [pixel_counts(*pair, classes) for pair in (masks, *masks.split(1, dim=1))]
+    whole, *alone = (torch.stack([*counts[:3], *counts.boundary]) for counts in every)
+    assert torch.equal(whole, torch.cat(alone, 2)) and (whole.sum((1, 2)) > 0).all()
+
+
+class NeverWait(TorchDispatchMode):
+    """Refuses what makes the host wait for a device: a number, indices or a shape that depend on values."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "index.Tensor", "bincount", "masked_select", "unique", "is_nonzero")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not func.name().removeprefix("aten::").startswith(self.FORBIDDEN), func.name()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 21, 150])
+def test_scores_never_wait_for_the_device(classes):
+    pred, mask = random_labels(max(2, classes), (20, 24), 0)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NeverWait():
+        bool(mask.any())
+    with NeverWait():
+        sample_scores(pred, mask, classes)
+        assert len(student_quality(pred, mask, "bf", classes)) == 3
+
+
 def test_both_paths_agree_on_larger_masks():
     rng = np.random.default_rng(0)
     for shape in [(65, 129), (160, 40)]:
         coarse = (rng.random((6, 20, 20)) < 0.5).astype(np.uint8)
         big = np.stack([np.kron(m, np.ones((9, 9), np.uint8))[: shape[0], : shape[1]] for m in coarse])
         pred, mask = big[:3], big[3:]
-        batch = boundary_counts(torch.from_numpy(pred).bool(), torch.from_numpy(mask).bool())
+        batch = pixel_counts(torch.from_numpy(pred), torch.from_numpy(mask)).boundary
         alone = [count_boundary(p, m) for p, m in zip(pred, mask, strict=True)]
-        assert [tuple(c.tolist()) for c in batch] == list(zip(*alone, strict=True))
+        assert [tuple(c[0].tolist()) for c in batch] == list(zip(*alone, strict=True))
 
 
 @pytest.mark.parametrize(("shift", "score"), [(0, 1), (1, 1), (2, 1), (3, 0), (4, 0), (7, 0)])
@@ -157,8 +260,7 @@ def test_the_frame_is_no_boundary():
     assert count_boundary(half_plane(9), half_plane(9)) == (20, 20, 20, 20)
     corner = np.zeros((8, 8), np.uint8)
     corner[:3, :3] = 1
-    drawn = edges(torch.from_numpy(corner)[None].bool())[0].nonzero().tolist()
-    assert drawn == [[0, 2], [1, 2], [2, 0], [2, 1], [2, 2]]
+    assert edges(corner) == [[0, 2], [1, 2], [2, 0], [2, 1], [2, 2]]
 
 
 def test_empty_and_full_masks():
@@ -180,24 +282,23 @@ def test_symmetric():
 
 def test_inputs_stay_as_they_are():
     pred, mask = half_plane(9), half_plane(12)
-    tensors = [torch.from_numpy(m.copy())[None].bool() for m in (pred, mask)]
-    void = torch.zeros_like(tensors[0])
-    boundary_counts(*tensors, void=void)
-    count_boundary(pred, mask)
-    assert np.array_equal(pred, half_plane(9)) and np.array_equal(mask, half_plane(12)) and not void.any()
-    assert np.array_equal(tensors[0][0].numpy(), pred) and np.array_equal(tensors[1][0].numpy(), mask)
+    for boxes in BOXES:
+        count_boundary(pred, mask, *boxes)
+        for classes in (1, 2, 150):
+            pixel_counts(torch.from_numpy(pred)[None], torch.from_numpy(mask)[None], classes, *boxes)
+    assert np.array_equal(pred, half_plane(9)) and np.array_equal(mask, half_plane(12))
 
 
 def test_void_pixels_make_no_boundary():
-    mask = torch.from_numpy(half_plane(9))[None].bool()
-    void = torch.zeros_like(mask)
-    void[:, :, 9] = True
-    assert edges(mask).sum() == 20
-    assert edges(mask, void=void).sum() == 0  # everything beside the mask is unknown
-    void[:, :5, 9] = False  # now rows 0 to 5 of column 8 touch an annotated pixel outside
-    assert edges(mask, void=void).nonzero()[:, 1:].tolist() == [[y, 8] for y in range(6)]
-    void[:, 2, 8] = True
-    assert edges(mask, void=void).nonzero()[:, 1:].tolist() == [[y, 8] for y in range(6) if y != 2]
+    mask = half_plane(9)
+    void = np.zeros(mask.shape, bool)
+    void[:, 9] = True
+    assert len(edges(mask)) == 20
+    assert edges(mask, void) == []  # everything beside the mask is unknown
+    void[:5, 9] = False  # now rows 0 to 5 of column 8 touch an annotated pixel outside
+    assert edges(mask, void) == [[y, 8] for y in range(6)]
+    void[2, 8] = True
+    assert edges(mask, void) == [[y, 8] for y in range(6) if y != 2]
 
 
 @pytest.mark.parametrize("boxes", [(3, 5), (5, 3)])
@@ -205,10 +306,8 @@ def test_void_by_definition(boxes):
     for shape in [(7, 12), (1, 9), (10, 10)]:
         for i, (pred, mask) in enumerate(random_pairs(shape)):
             void = np.random.default_rng(i).random(shape) < 0.3
-            pred, mask = pred.astype(bool) & ~void, mask.astype(bool) & ~void
-            tensors = (torch.from_numpy(x)[None] for x in (pred, mask))
-            counts = boundary_counts(*tensors, *boxes, void=torch.from_numpy(void)[None])
-            assert tuple(int(c) for c in counts) == counts_by_loops(pred, mask, *boxes, void)
+            pred, mask = pred * ~void, mask * ~void
+            assert on_device(pred, mask, *boxes, void) == counts_by_loops(pred, mask, *boxes, void)
 
 
 def test_soft_score_and_gradient_of_probabilities():

@@ -10,8 +10,8 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 from torch.utils.data import DataLoader, Dataset
 
-from utils.evaluate import evaluate, named
-from utils.metrics import confusion, sample_scores, split_iou
+from utils.evaluate import evaluate, evaluate_all, named
+from utils.metrics import pixel_counts, sample_scores, split_iou
 from utils.scores import pair_scores, ratio
 from utils.steps import Batches, Steps
 
@@ -159,35 +159,45 @@ def test_ratio_of_nothing_is_one():
     assert ratio(np.array([0, 1]), np.array([0, 2])).tolist() == [1, 0.5]
 
 
+def split_counts(pred, mask, classes):
+    """(inter, pred, mask) of every class over a stack of labels; of both classes of binary masks."""
+    counts = pixel_counts(torch.from_numpy(pred), torch.from_numpy(mask), max(2, classes))
+    return [c.sum(1) for c in counts[:3]]
+
+
 @pytest.mark.parametrize("classes", [1, 2, 4])
-def test_confusion_follows_scikit_learn(classes):
+def test_pixel_counts_follow_scikit_learn(classes):
     pred, mask = random_masks(3) if classes == 1 else random_classes(3, classes)
-    counts = confusion(torch.from_numpy(pred), torch.from_numpy(mask), classes)
     known, labels = mask != 255, range(max(2, classes))
-    assert counts.dtype == torch.int64
-    assert counts.tolist() == confusion_matrix(mask[known], pred[known], labels=labels).tolist()
-    nothing = confusion(torch.from_numpy(pred), torch.full(pred.shape, 255, dtype=torch.uint8), classes)
-    assert nothing.tolist() == np.zeros((len(labels), len(labels))).tolist()
+    expected = confusion_matrix(mask[known], pred[known], labels=labels)
+    found = [c.tolist() for c in split_counts(pred, mask, classes)]
+    assert found == [expected.diagonal().tolist(), expected.sum(0).tolist(), expected.sum(1).tolist()]
+    if classes == 1:
+        binary = pixel_counts(torch.from_numpy(pred), torch.from_numpy(mask))
+        assert [int(c.sum()) for c in binary[:3]] == [c[1] for c in found] and binary.pixels == mask[0].size
+    nothing = split_counts(pred, np.full(pred.shape, 255, np.uint8), classes)
+    assert not torch.stack(nothing).any()
 
 
 @pytest.mark.parametrize("classes", [1, 3, 4])
 def test_split_iou_follows_scikit_learn(classes):
     pred, mask = random_masks(5) if classes == 1 else random_classes(5, classes)
     known = mask != 255
-    found = split_iou(confusion(torch.from_numpy(pred), torch.from_numpy(mask), classes))
+    found = split_iou(*split_counts(pred, mask, classes))
     each = jaccard_score(mask[known], pred[known], average=None)
     assert found["miou"] == pytest.approx(each.mean(), abs=1e-12)
     assert found["iou"] == pytest.approx(each[1] if classes == 1 else each.mean(), abs=1e-12)
 
 
 def test_split_iou_leaves_absent_classes_out():
-    counts = torch.tensor([[6, 2, 0], [0, 4, 0], [0, 0, 0]])
+    inter, pred, mask = torch.tensor([[6, 4, 0], [6, 6, 0], [8, 4, 0]])
     each = (6 / 8 + 4 / 6) / 2
-    assert split_iou(counts) == pytest.approx({"iou": each, "miou": each})
-    assert split_iou(counts[:2, :2]) == pytest.approx({"iou": 4 / 6, "miou": each})
-    assert split_iou(torch.tensor([[9, 0], [0, 0]])) == {"iou": 1.0, "miou": 1.0}
-    assert split_iou(torch.tensor([[7, 2], [0, 0]])) == pytest.approx({"iou": 0.0, "miou": 7 / 18})
-    assert split_iou(torch.zeros(3, 3, dtype=torch.int64)) == {"iou": 1.0, "miou": 1.0}
+    assert split_iou(inter, pred, mask) == pytest.approx({"iou": each, "miou": each})
+    assert split_iou(inter[:2], pred[:2], mask[:2]) == pytest.approx({"iou": 4 / 6, "miou": each})
+    full, nothing = torch.tensor([9, 0]), torch.zeros(3, dtype=torch.int64)
+    assert split_iou(full, full, full) == {"iou": 1.0, "miou": 1.0}
+    assert split_iou(torch.tensor([7, 0]), torch.tensor([7, 2]), full) == pytest.approx({"iou": 0.0, "miou": 7 / 18})
+    assert split_iou(nothing, nothing, nothing) == {"iou": 1.0, "miou": 1.0}
 
 
 class Golden(Dataset):
@@ -320,6 +330,16 @@ def test_evaluate_many_classes():
     assert found["iou"] == found["miou"] == pytest.approx(miou, abs=1e-9)
     for name in ("dice", "bf"):
         assert found[name] == pytest.approx(np.mean([one[name] for one in each]), abs=1e-6)
+
+
+def test_evaluate_all_reads_the_list_once_for_several_networks(eval_data):
+    nets = [Answer(eval_data["logits"]), Answer(-eval_data["logits"])]
+    run, passes = OneProcess(compat="nlkd"), []
+    read, loader = run.batches, loader_of(eval_data["gt_hard"], 5)
+    run.batches = lambda loader: passes.append(1) or read(loader)
+    both = evaluate_all(run, nets, loader)
+    assert len(passes) == 1 and [net.seen for net in nets] == [list(range(12))] * 2
+    assert both == [evaluate(run, net, loader) for net in nets] and both[0]["iou"] > both[1]["iou"]
 
 
 def test_named_prefixes():

@@ -85,7 +85,7 @@ MOMENTS = {
     "while last.pt is put aside": ("utils.checkpoint._link", 1),
     "before last.pt gets its name": ("pathlib.Path.replace", 8),
     "in a step": ("utils.steps.Steps.step", 9),
-    "in an evaluation": ("utils.evaluate.sample_scores", 4),
+    "in an evaluation": ("utils.evaluate.pixel_counts", 4),
     "between log and checkpoint": ("utils.run.Run._tensorboard", 2),
     "before the test": ("utils.checkpoint.Checkpoint.chosen", 1),
 }
@@ -185,14 +185,14 @@ def test_asked_to_stop_it_goes_on_at_the_next_step(script, tiny, tmp_path, monke
 
 def test_asked_in_an_evaluation_it_does_not_train_again(tiny, tmp_path, monkeypatch):
     whole = test_scripts.launch(BASE, tiny, tmp_path, "whole", "--epochs", "1")
-    real = utils.evaluate.sample_scores
+    real = utils.evaluate.pixel_counts
 
     def asking(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*args)
 
     with monkeypatch.context() as patch, pytest.raises(Paused), stop.listening():
-        patch.setattr(utils.evaluate, "sample_scores", asking)
+        patch.setattr(utils.evaluate, "pixel_counts", asking)
         test_scripts.launch(BASE, tiny, tmp_path, "parts", "--epochs", "1")
     monkeypatch.setattr(Steps, "step", lambda *_: pytest.fail("trains again"))
     assert same(whole[0], test_scripts.launch(BASE, tiny, tmp_path, "parts", "--epochs", "1")[0])
@@ -404,7 +404,7 @@ def test_saved_inside_an_epoch_when_it_is_time(tiny, tmp_path, monkeypatch):
         raise Dead
 
     with monkeypatch.context() as patch, pytest.raises(Dead):
-        patch.setattr("utils.evaluate.sample_scores", die)
+        patch.setattr("utils.evaluate.pixel_counts", die)
         test_scripts.launch(BASE, tiny, tmp_path, "parts", *flags)
     assert read_checkpoint(tmp_path / "parts/last.pt")["inside"]["step"] == STEPS
     assert same(whole[0], test_scripts.launch(BASE, tiny, tmp_path, "parts", *flags)[0])

@@ -4,11 +4,10 @@ import torch
 
 from utils.checkpoint import bare
 from utils.losses import hard
-from utils.metrics import confusion, sample_scores, split_iou
+from utils.metrics import pixel_counts, scores_of, split_iou
 from utils.scores import ratio
 
 
-@torch.inference_mode()
 def evaluate(run, net, loader) -> dict[str, float]:
     """Scores of a network on a list, each in [0, 1].
 
@@ -16,24 +15,51 @@ def evaluate(run, net, loader) -> dict[str, float]:
     means over images; `score` = (iou + dice + bf) / 3 chooses checkpoints. `--compat nlkd` adds `compat_miou`,
     a / (2 - a) of each batch's pixel accuracy a, which the released code calls mIoU.
     """
-    run.share_buffers(net)
-    args, net = run.args, bare(net).eval()
-    counts = torch.zeros(max(2, args.classes), max(2, args.classes), dtype=torch.int64, device=run.device)
-    sums = torch.zeros(5, dtype=torch.float64, device=run.device)  # images, dice, bf, batches, compat
+    return evaluate_all(run, [net], loader)[0]
+
+
+@torch.inference_mode()
+def evaluate_all(run, nets, loader) -> list[dict[str, float]]:
+    """`evaluate` of several networks, which share every batch."""
+    for net in nets:
+        run.share_buffers(net)
+    nets = [bare(net).eval() for net in nets]
+    sums, done = [0] * len(nets), [0, 0, 0]  # the first on the device, where they wait for the end
     for batch in run.batches(loader):
-        with run.autocast():
-            pred = hard(net(batch["image"]))
         mask = batch["mask"]
-        of_batch = confusion(pred, mask, args.classes)
-        scores = sample_scores(pred, mask, args.classes, args.theta0, args.theta)
-        counts += of_batch
-        accuracy = ratio(of_batch.diagonal().sum(), of_batch.sum())
-        one, n = torch.ones((), device=run.device), torch.tensor(float(len(mask)), device=run.device)
-        new = [n, scores["dice"].double().sum(), scores["bf"].double().sum(), one, accuracy / (2 - accuracy)]
-        sums += torch.stack([x.double() for x in new])
-    images, dice, bf, batches, compat = run.sum(sums).tolist()
-    assert images == len(loader.dataset), f"{images} images evaluated of {len(loader.dataset)}"
-    found = split_iou(run.sum(counts)) | {"dice": dice / images, "bf": bf / images}
+        for i, net in enumerate(nets):
+            with run.autocast():
+                pred = hard(net(batch["image"]))
+            sums[i] = sums[i] + _of_batch(pred, mask, run.args)
+        done = [a + b for a, b in zip(done, (len(mask), 1, mask.numel()), strict=True)]
+    rows = 3 + 3 * run.args.classes
+    sums = [s if torch.is_tensor(s) else torch.zeros(rows, dtype=torch.float64, device=run.device) for s in sums]
+    done = torch.tensor(done, dtype=torch.float64, device=run.device)
+    every = run.sum(torch.stack([torch.cat([done, s]) for s in sums])).cpu()  # the one time the host waits
+    return [_scores_of_list(of_net, len(loader.dataset), run.args) for of_net in every]
+
+
+def _of_batch(pred, mask, args):
+    """Sums over a batch: dice, bf, compat, and for every class the pixels in both masks, predicted and annotated."""
+    counts = pixel_counts(pred, mask, args.classes, args.theta0, args.theta)
+    scores = scores_of(counts)
+    areas = torch.stack([counts.inter, counts.pred, counts.mask]).sum(2)
+    means = torch.stack([scores["dice"], scores["bf"]]).sum(1, dtype=torch.float64)
+    compat = torch.zeros_like(means[:1])
+    if args.compat == "nlkd":
+        inter, of_pred, of_mask = areas
+        accuracy = ratio(mask.numel() - of_pred - of_mask + 2 * inter, mask.numel())
+        compat = accuracy / (2 - accuracy)
+    return torch.cat([means, compat, areas.flatten()])
+
+
+def _scores_of_list(sums, expected, args):
+    images, batches, pixels, dice, bf, compat = sums[:6].tolist()
+    assert images == expected, f"{images} images evaluated of {expected}"
+    inter, pred, mask = areas = sums[6:].view(3, -1)
+    if args.classes == 1:  # the background is a class of its own here
+        areas = torch.cat([torch.stack([pixels - pred - mask + inter, pixels - pred, pixels - mask]), areas], 1)
+    found = split_iou(*areas) | {"dice": dice / images, "bf": bf / images}
     found["score"] = (found["iou"] + found["dice"] + found["bf"]) / 3
     return found | ({"compat_miou": compat / batches} if args.compat == "nlkd" else {})
 

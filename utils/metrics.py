@@ -1,48 +1,87 @@
 """Scores of masks from counts of pixels; the same formulas for one pair, a batch on a device, or a whole split."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from utils.boundary import boundary_counts
-from utils.images import IGNORE
-from utils.scores import binary_scores, ratio
+from utils.boundary import match_binary, match_classes
+from utils.scores import BoundaryCounts, binary_scores, ratio
+
+
+class PixelCounts(NamedTuple):
+    """Pixels of every class and image, (classes, N) int64: in both masks, in either, and on their boundaries."""
+
+    inter: Tensor
+    pred: Tensor
+    mask: Tensor
+    boundary: BoundaryCounts
+    pixels: int  # of an image
 
 
 def sample_scores(pred: Tensor, mask: Tensor, classes: int = 1, theta0: int = 3, theta: int = 5) -> dict[str, Tensor]:
     """Scores of every image of a batch: (N, H, W) uint8 class indices -> {name: (N,) float32} on the same device."""
+    return scores_of(pixel_counts(pred, mask, classes, theta0, theta))
+
+
+def pixel_counts(pred: Tensor, mask: Tensor, classes: int = 1, theta0: int = 3, theta: int = 5) -> PixelCounts:
+    """What every score of a batch is made of: (N, H, W) uint8 class indices; binary masks have one class, 1.
+
+    Nothing waits for the device.
+    """
+    pixels = pred.shape[1] * pred.shape[2]
+    # a processor is fastest with as many images at a time as its cache holds, another device with all
+    some = max(1, 2**17 // pixels) if pred.device.type == "cpu" else len(pred)
+    pairs = zip(pred.split(some), mask.split(some), strict=True)
     if classes == 1:
-        return _sample_scores_of(pred.bool(), mask.bool(), None, theta0, theta)
-    void = mask == IGNORE
-    each = [_sample_scores_of((pred == c) & ~void, mask == c, void, theta0, theta) for c in range(classes)]
-    present = torch.stack([((((pred == c) & ~void) | (mask == c)).flatten(1).any(1)) for c in range(classes)])
-
-    def class_mean(name):
-        values = torch.stack([scores[name] for scores in each])
-        return ratio((values * present).sum(0), present.sum(0))
-
-    scores = {name: class_mean(name) for name in ("iou", "dice", "bf")}
-    return scores | {"miou": scores["iou"], "bm": (scores["bf"] + scores["iou"]) / 2}
+        parts = [_count_binary(*pair, theta0, theta) for pair in pairs]
+    else:
+        parts = [_count_classes(*pair, classes, theta0, theta) for pair in pairs]
+    counts = torch.cat(parts, 2)
+    return PixelCounts(*counts[:3], BoundaryCounts(*counts[3:]), pixels)
 
 
-def confusion(pred: Tensor, mask: Tensor, classes: int) -> Tensor:
-    """(C, C) int64 counts, row = annotated class, column = predicted class; C = max(2, classes), 255 left out."""
-    c = max(2, classes)
-    pairs = mask.long() * c + pred.long()
-    pairs = torch.where(mask == IGNORE, c * c, pairs)  # one bin more for what does not count
-    return torch.bincount(pairs.flatten(), minlength=c * c + 1)[: c * c].reshape(c, c)
+def scores_of(counts: PixelCounts) -> dict[str, Tensor]:
+    """`sample_scores` from the counts: means over the classes present in either mask, {name: (N,) float32}."""
+    inter, pred, mask, boundary, pixels = counts
+    scores = binary_scores(inter, pred, mask, pixels, boundary)
+    if len(inter) == 1:
+        return {name: value[0] for name, value in scores.items()}
+    present = pred + mask > 0
+    number = present.sum(0)
+    means = {name: ratio((scores[name] * present).sum(0), number) for name in ("iou", "dice", "bf")}
+    return means | {"miou": means["iou"], "bm": (means["bf"] + means["iou"]) / 2}
 
 
-def split_iou(counts: Tensor) -> dict[str, float]:
-    """`miou` (one IoU a class from summed counts, mean over the classes present) and `iou` (binary: foreground)."""
-    counts = counts.double()
-    hit, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
+def split_iou(inter: Tensor, pred: Tensor, mask: Tensor) -> dict[str, float]:
+    """`miou` and `iou` of a split from its (classes,) pixel counts: one IoU a class, mean over the classes present.
+
+    With two entries the second is the foreground, whose IoU is `iou`; else both are the same.
+    """
+    inter, union = inter.double(), (pred + mask - inter).double()
     present = union > 0
-    each = hit[present] / union[present]
+    each = inter[present] / union[present]
     miou = float(each.mean()) if len(each) else 1.0
-    return {"iou": float(ratio(hit[1], union[1])) if len(counts) == 2 else miou, "miou": miou}
+    return {"iou": float(ratio(inter[1], union[1])) if len(inter) == 2 else miou, "miou": miou}
 
 
-def _sample_scores_of(pred, mask, void, theta0, theta):
-    pixels = pred[0].numel() if void is None else (~void).sum((1, 2))
-    areas = ((m).sum((1, 2)) for m in (pred & mask, pred, mask))
-    return binary_scores(*areas, pixels, boundary_counts(pred, mask, theta0, theta, void))
+def _count_binary(pred, mask, theta0, theta):
+    bits = match_binary(pred.bool(), mask.bool(), theta0, theta)
+    # eight pixels an int64, a byte each, of which no more than 255 are added
+    words = bits.view(torch.int64)
+    words = words.view(len(pred), words.shape[1] * -(-words.shape[2] // 255), -1)
+    shift = torch.arange(7, device=words.device).view(7, 1, 1, 1)
+    sums = ((words >> shift) & 0x0101010101010101).sum(3)
+    return sums.view(torch.uint8).sum(2)[:, None].roll(1, 0)  # the last bit is what both have
+
+
+def _count_classes(pred, mask, classes, theta0, theta):
+    label, known, edge = match_classes(pred, mask, classes, theta0, theta)
+    edge[1].add_(torch.eq(label[0], label[1]).view(torch.uint8), alpha=4)
+    # a counter for each map, image, class and kind; what does not count goes with the classes beyond the last
+    row = (label | (known - 1)).clamp_(max=classes).short().mul_(8).add_(edge.short()).flatten(2).long()
+    found = torch.zeros((*row.shape[:2], 8 * (classes + 1)), dtype=torch.int64, device=row.device)
+    found.scatter_add_(2, row, torch.ones((), dtype=torch.int64, device=row.device).expand_as(row))
+    kinds = found.view(2, len(pred), classes + 1, 2, 4)[:, :, :classes].permute(3, 4, 0, 2, 1)  # class by image last
+    inter, (_, missed, hit, _) = kinds[1, :, 1].sum(0, keepdim=True), kinds.sum(0)
+    return torch.cat([inter, kinds.sum((0, 1)), missed + hit, hit])
