@@ -131,7 +131,7 @@ def test_regress_refuses_a_wrong_flag():
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """Flags of a measurement that takes seconds."""
-    for name, value in {"SIDE": 32, "PAIRS": 40, "OPENED": (20, 40), "ROWS": (20, 40)}.items():
+    for name, value in {"SIDE": 32, "PAIRS": 40, "ROWS": (20, 40), "CLASSES": (2, 5)}.items():
         monkeypatch.setattr(speed, name, value)
     flags = {"arch": "PlainUNet", "width": 4, "size": 16, "batch_size": 2, "images": 4, "repeats": 1}
     flags |= {"precision": "fp32", "quick": True, "cpu": True, "page": ""}
@@ -160,3 +160,10 @@ def test_the_parts_of_a_script_are_its_time(small, tmp_path):
         assert {"forward", "loss", "backward", "update", "loader", "validation", "log", "checkpoint"} <= set(shares)
         assert ("method" in shares) == ("without" not in name)
         assert min(shares.values()) > 0
+
+
+def test_a_list_is_opened_anew_and_from_what_was_decoded(small, tmp_path):
+    bench = speed.Bench(small, tmp_path)
+    speed._opening(bench, 20)
+    row = bench.figures["growth/list, 20"]
+    assert 0 < row["ours"] < row["rival"]
