@@ -125,7 +125,7 @@ class Phases:
             "backward": [(torch.Tensor, "backward")],
             "clip": [(importlib.import_module("utils.steps"), "clip_grad_value_")],
             "update": update,
-            "validation": [(module, "evaluate")],
+            "validation": [(module, "evaluate"), (module, "evaluate_all")],
             "log": [(Run, "log")],
             "checkpoint": [(Checkpoint, "save")],
         }

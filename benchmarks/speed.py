@@ -44,9 +44,10 @@ from utils.images import read_mask, write_mask
 from utils.logs import read_jsonl
 from utils.losses import hard
 from utils.methods.weighting import student_quality
-from utils.metrics import pair_scores, sample_scores
+from utils.metrics import sample_scores
 from utils.prepare_data import DemoArgs, draw_demo
 from utils.run import Run
+from utils.scores import pair_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 321  # of the masks that are scored: the published size
