@@ -214,7 +214,7 @@ def test_a_full_disk_is_one_warning(folder, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(utils.store, "_to_disk", full)
+    monkeypatch.setattr(utils.store, "to_disk", full)
     utils.dataset._warn_once.cache_clear()
     dataset = open_list(folder)
     assert "No space left on device" in capsys.readouterr().err

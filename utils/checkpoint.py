@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import InputError, warn, writing
 from utils.lists import stem_of
+from utils.logs import sync_folder, to_disk
 from utils.models import build_model
 
 
@@ -159,12 +160,11 @@ def write_checkpoint(path: Path, state: dict, keep: Path | None = None) -> None:
         with writing(path):
             with part.open("wb") as file:
                 torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
+                to_disk(file)
             if keep and path.exists():
                 _link(path, keep)
             part.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)  # on a full disk it is most of what fills it
 
@@ -231,14 +231,6 @@ def _link(path, keep):
     except OSError:  # a file system without hard links: for a moment there is only `keep`
         path.replace(part)
     part.replace(keep)
-
-
-def _sync_folder(folder):
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _copy(state):

@@ -26,6 +26,15 @@ def to_disk(file) -> None:
     os.fsync(file.fileno())
 
 
+def sync_folder(folder) -> None:
+    """Have the names in a folder on the disk, so that a power cut does not undo a rename."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def read_record(path) -> dict:
     """What a JSON file says, nothing if there is none or it is damaged: then the work is done again."""
     try:

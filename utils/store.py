@@ -20,6 +20,7 @@ import PIL
 
 from utils import images
 from utils.errors import InputError, say
+from utils.logs import sync_folder, to_disk
 
 FORMAT = 1  # of the files in a store; a store of another format has another key
 PARTS = ("index", "index.part", "data", "data.part", "lock")  # in the order in which a store is removed
@@ -162,15 +163,15 @@ class Store:
     def commit(self) -> None:
         """Complete the store; a process killed at any moment, or a machine, leaves it complete or without an index."""
         if self.keep:
-            _to_disk(self.file)
+            to_disk(self.file)
             os.replace(self.folder / "data.part", self.folder / "data")
         with (self.folder / "index.part").open("wb") as file:
             shapes, sizes = np.array(self.shapes, np.int32), np.array(self.sizes, np.int32)
             np.savez(file, shapes=shapes, sizes=sizes, labelled=self.labelled, data=self.keep)
-            _to_disk(file)
-        _sync_folder(self.folder)
+            to_disk(file)
+        sync_folder(self.folder)
         os.replace(self.folder / "index.part", self.folder / "index")
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def arrays(self) -> Mapped | None:
         """The arrays, which keep the lock; None for a store that has an index only."""
@@ -243,16 +244,3 @@ def _stat(path, what):
         return getattr(path.stat(), what)
     except OSError:
         return 0
-
-
-def _to_disk(file):
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder):
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
