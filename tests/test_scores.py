@@ -1,12 +1,18 @@
 """Scores of single pairs of masks: packed words and label maps against filters, loops and the batches of a device."""
 
+import multiprocessing
+import os
+import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from utils import get_weight, scores
 from utils.errors import InputError
@@ -188,21 +194,21 @@ def draw_list(tmp_path, rows):
     (tmp_path / "list.csv").write_text("img,filename\n" + "\n".join(lines) + "\n")
 
 
-def test_threads_give_the_weights_of_one_and_in_order(tmp_path):
-    rows = 2 * get_weight.CHUNK * 9 + 3  # more chunks than wait at a time, and one that is not full
+def test_processes_give_the_weights_of_one_and_in_order(tmp_path):
+    rows = 163
     draw_list(tmp_path, rows)
     one = weigh(tmp_path, 1, tmp_path / "t")
-    assert len(one) == 3 and weigh(tmp_path, 2, tmp_path / "t") == one
+    assert len(one) == 3 and weigh(tmp_path, 2, tmp_path / "t") == weigh(tmp_path, 3, tmp_path / "t") == one
     lines = one["list_t_weight_bfscore.csv"].splitlines()[1:]
-    for i in (0, get_weight.CHUNK, rows - 1):
+    for i in (0, 80, rows - 1):
         expected = pair_scores(read_mask(tmp_path / f"t/{i}.png"), read_mask(tmp_path / f"m/{i}.png"))["bf"]
         assert float(lines[i].split(",")[2]) == pytest.approx(expected, abs=1e-8)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_bad_rows_of_every_chunk_are_named(tmp_path, workers):
-    draw_list(tmp_path, 3 * get_weight.CHUNK)
-    bad = [0, get_weight.CHUNK - 1, 3 * get_weight.CHUNK - 1]
+@pytest.mark.parametrize("workers", [1, 3])
+def test_bad_rows_of_every_process_are_named(tmp_path, workers):
+    draw_list(tmp_path, 48)
+    bad = [0, 15, 47]
     for i in bad:
         (tmp_path / f"t/{i}.png").unlink()
     with pytest.raises(InputError, match=": 3 bad rows: ") as error:
@@ -211,15 +217,69 @@ def test_bad_rows_of_every_chunk_are_named(tmp_path, workers):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_stopped_list_starts_no_more_tasks():
-    started = []
+def share_out(here, there, count=1000, workers=3):
+    """The pieces that this process and its helpers took; `here` and `there` are called with each of them."""
+    own = os.getpid()
 
-    def work(item):
-        started.append(item)
-        if item == 3:
-            raise KeyboardInterrupt
-        return item
+    def work(tasks):
+        taken = []
+        for rows in tasks:
+            (here if os.getpid() == own else there)(rows)
+            taken += rows
+        return taken
+
+    with tqdm(total=count, disable=True) as bar:
+        return get_weight._share_out(work, count, workers, bar)
+
+
+def test_every_row_is_scored_once_whoever_is_slow():
+    for count in (1, 7, 1000, 20_000):
+        found = share_out(lambda _: time.sleep(0.001), lambda _: None, count)
+        assert sorted(found) == list(range(count))
+
+
+def test_a_stopped_list_leaves_no_process_behind():
+    def stop(_):
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(get_weight._in_threads(work, range(1000), 2))
-    assert len(started) < 30
+        share_out(stop, lambda _: time.sleep(60))
+    assert not multiprocessing.active_children()
+
+
+def test_a_fault_of_a_helper_is_raised_and_its_death_is_one_line():
+    def fail(_):
+        raise ZeroDivisionError("of a helper")
+
+    def slow(_):
+        time.sleep(0.01)  # so that a helper takes a piece, too
+
+    with pytest.raises(ZeroDivisionError, match="of a helper"):
+        share_out(slow, fail)
+    with pytest.raises(InputError, match="a process that scores masks died"):
+        share_out(slow, lambda _: os._exit(9))
+    assert not multiprocessing.active_children()
+
+
+def test_helpers_end_with_a_parent_that_is_killed(tmp_path):
+    code = (
+        "import os, sys, time; from tqdm import tqdm; from utils import get_weight\n"
+        "def work(tasks):\n"
+        "    for _ in tasks: open(f'{sys.argv[1]}/{os.getpid()}', 'w').close(); time.sleep(60)\n"
+        "get_weight._share_out(work, 1000, 3, tqdm(disable=True))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[1])
+
+    def alive(pid):
+        stat = Path(f"/proc/{pid}/stat")
+        return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+    until = time.monotonic() + 30
+    while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < until:
+        time.sleep(0.02)
+    pids = [int(path.name) for path in tmp_path.iterdir()]
+    parent.kill()
+    parent.wait()
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert len(pids) == 3 and not any(map(alive, pids))

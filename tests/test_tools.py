@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_scripts
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from utils import get_weight, predict_mask, prepare_data, report
+from utils import get_weight, lists, predict_mask, prepare_data, report
 from utils.args import parse
 from utils.checkpoint import image_keys
 from utils.errors import InputError
@@ -185,6 +186,43 @@ def test_report_of_the_published_weights(score, auroc, noisy_share, size):
 
 def test_report_says_nothing_of_noise_that_is_not_there():
     assert get_weight.weight_report(np.array([0.1, 0.9]), np.array([False, False])) == {}
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_report_is_that_of_scikit_learn_to_the_bit(seed):
+    rng = np.random.default_rng(seed)
+    noisy = np.append(rng.random(rng.integers(1, (9, 900)[seed % 2])) < rng.random(), [True, False])
+    weight = rng.random(len(noisy)).round(seed % 9)  # few digits make many ties
+    found = get_weight.weight_report(weight, noisy)
+    assert found["auroc"] == roc_auc_score(~noisy, weight)
+    assert found["ap"] == average_precision_score(~noisy, weight)
+    assert found["ap_noisy"] == average_precision_score(noisy, -weight)
+
+
+def test_several_lists_at_once_have_the_text_of_single_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(lists, "_SLICE", 3)
+    frame = pd.DataFrame(
+        {
+            "img": ["a", 'q"uote', "com,ma", "line\nbreak", "", "ä", "7"],
+            "n": [0, -1, 10**12, 3, 4, 5, 6],
+            "x": [0.0, 1.0, 1e-8, 1 / 3, np.nan, 0.1, 123456789.125],
+            "y": [1e22, 5e-324, -0.0, 0.5, 1e16, 0.00001, 0.0001],
+        }
+    )
+    files = {tmp_path / "new/one.csv": {"img": "img", "w": "x", "n": "n"}, tmp_path / "two.csv": {"y": "y", "w": "x"}}
+    lists.write_lists(frame, files)
+    for path, columns in files.items():
+        lists.write_list(frame[list(columns.values())].set_axis(list(columns), axis=1), tmp_path / "alone.csv")
+        assert path.read_bytes() == (tmp_path / "alone.csv").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["alone.csv", "new", "two.csv"]
+
+
+@pytest.mark.parametrize(
+    "img",
+    ["a.b", "x/a.tar.gz", "a", ".a", "x/.a", "..a", ".a.b", "a.", "a..", "a/", "a.b/", "a/.", "a/..", "/a.b", "a b.c"],
+)
+def test_stem_is_that_of_the_path(img):
+    assert lists.stem_of(img) == Path(img).stem
 
 
 def test_image_keys_know_an_image_by_its_stem_however_its_path_is_spelt():

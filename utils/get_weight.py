@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import sys
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from mmap import mmap
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -26,11 +27,13 @@ from tqdm import tqdm
 from utils.args import launch
 from utils.errors import InputError, report_bad_rows, warn
 from utils.images import read_mask, resize_mask
-from utils.lists import join, read_list, unique_stems, write_list
+from utils.interrupt import in_loader_process
+from utils.lists import join, read_list, unique_stems, write_lists
 from utils.logs import read_record, replace_text
 from utils.scores import QUALITIES, pair_scores
 
-CHUNK = 16  # rows of one task: handing over a task costs as much as scoring a small mask
+MOST = 64  # rows that a process takes at a time; fewer of a short list, so that all end together
+FEW = 8  # rows that are not worth a process of their own: starting it takes as long as scoring them
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Args:
     theta: Annotated[int, "boundary score: odd; (theta - 1) / 2 pixels of tolerance"] = 5
     size: Annotated[int, "compare the masks at size x size; 0: as they are"] = 0
     data_root: Annotated[str, "folder that relative paths in the lists start from"] = "."
-    workers: Annotated[int, "threads; 0: one a core"] = 0
+    workers: Annotated[int, "processes; 0: one a core"] = 0
 
 
 def main(args: Args) -> dict:
@@ -66,19 +69,14 @@ def main(args: Args) -> dict:
     teachers = [_teacher_masks(t, frame, args) for t in args.teacher]
     for teacher in args.teacher:
         _warn_if_biased(teacher)
-    values = np.zeros((len(frame), len(QUALITIES)), np.float64)
-    bad = []
-    for first, rows in _score_all(frame, teachers, args):
-        for i, found in enumerate(rows, first):
-            if isinstance(found, InputError):
-                bad.append((int(frame["line"].iloc[i]), str(found)))
-            else:
-                values[i] = shares @ found
+    values, bad = _score_all(frame, teachers, shares, args)
+    lines = frame["line"].to_numpy()
+    bad = [(int(lines[i]), text) for i, text in bad]
     report_bad_rows(args.list, bad, "Correct or remove these rows; every image needs a mask of every teacher.")
     for k, name in enumerate(QUALITIES):
         frame[name] = values[:, k].round(8)
     frame["bm"] = (args.bm_share * frame["bf"] + (1 - args.bm_share) * frame["miou"]).round(8)
-    reports = {score: _write(frame, score, args) for score in args.score}
+    reports = _write(frame, args)
     if record:
         replace_text(note, json.dumps(record, indent=1) + "\n")
     return reports
@@ -92,16 +90,38 @@ def weight_report(weight: np.ndarray, noisy: np.ndarray) -> dict[str, float]:
     """
     if noisy.all() or not noisy.any():
         return {}
-    from sklearn.metrics import average_precision_score, roc_auc_score  # a second to import, only needed here
-
     total = weight.sum()
     return {
-        "auroc": float(roc_auc_score(~noisy, weight)),
-        "ap": float(average_precision_score(~noisy, weight)),
-        "ap_noisy": float(average_precision_score(noisy, -weight)),
+        "auroc": _auroc(weight, ~noisy),
+        "ap": _average_precision(weight, ~noisy),
+        "ap_noisy": _average_precision(-weight, noisy),
         "noisy_share": float(weight[noisy].sum() / total) if total > 0 else float("nan"),
         "effective_size": float(total**2 / (weight**2).sum()) if total > 0 else 0.0,
     }
+
+
+def _auroc(score: np.ndarray, wanted: np.ndarray) -> float:
+    """Area under the ROC curve, to the bit that of scikit-learn, whose import takes longer than scoring a list."""
+    hits, misses = _above_thresholds(score, wanted)
+    corner = (np.diff(hits, 2) != 0) | (np.diff(misses, 2) != 0)  # the others change the rounding alone
+    keep = np.concatenate([[True], corner, [True]])[-len(hits) :]
+    hits, misses = (np.append(0, count[keep]) for count in (hits, misses))
+    return float(np.trapezoid(hits / hits[-1], misses / misses[-1]))
+
+
+def _average_precision(score: np.ndarray, wanted: np.ndarray) -> float:
+    """Mean of the precision over the recall, without interpolation, to the bit that of scikit-learn."""
+    hits, misses = _above_thresholds(score, wanted)
+    precision, recall = hits / (hits + misses), np.append(0, hits / hits[-1])
+    return float(-np.sum(np.diff(recall[::-1]) * precision[::-1]))
+
+
+def _above_thresholds(score, wanted) -> tuple[np.ndarray, np.ndarray]:
+    """How many wanted and other samples have at least each of the scores that occur, from the highest down."""
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
+    hits = np.cumsum(wanted[order])[last]
+    return hits, last + 1 - hits
 
 
 def score_row(mask_path, teacher_paths, classes: int, theta0: int, theta: int, size: int) -> np.ndarray:
@@ -119,42 +139,82 @@ def score_row(mask_path, teacher_paths, classes: int, theta0: int, theta: int, s
     return np.array(rows, np.float64)
 
 
-def _score_all(frame, teachers, args):
-    """Yield (first row, [scores or InputError of that row and those after it]) until all rows are scored, in order."""
-    cv2.setNumThreads(0)  # the threads are ours
-    sources = [*teachers, (args.data_root, frame["filename"].tolist())]
+def _score_all(frame, teachers, shares, args) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """(rows, scores) in the order of QUALITIES, averaged over the teachers, and (row, what is wrong) of bad rows."""
+    cv2.setNumThreads(0)  # the processes are ours
+    count = len(frame)
+    values = np.frombuffer(mmap(-1, 8 * count * len(QUALITIES))).reshape(count, -1)  # the processes share it
+    sources = [(_prefix(root), names) for root, names in [*teachers, (args.data_root, frame["filename"].tolist())]]
+    flags = args.classes, args.theta0, args.theta, args.size
 
-    def some(first):
-        rows = []
-        for i in range(first, min(first + CHUNK, len(frame))):
-            *preds, mask = (Path(root, names[i]) for root, names in sources)
-            try:
-                rows.append(score_row(mask, preds, args.classes, args.theta0, args.theta, args.size))
-            except InputError as error:
-                rows.append(error)
-        return first, rows
+    def work(tasks) -> list[tuple[int, str]]:
+        bad = []
+        for rows in tasks:
+            for i in rows:
+                *preds, mask = [os.path.join(root, names[i]) for root, names in sources]
+                try:
+                    values[i] = shares @ score_row(mask, preds, *flags)
+                except InputError as error:
+                    bad.append((i, str(error)))
+        return bad
 
-    workers = args.workers or len(os.sched_getaffinity(0))
-    chunks = range(0, len(frame), CHUNK)
-    found = map(some, chunks) if workers == 1 else _in_threads(some, chunks, workers)
-    with tqdm(total=len(frame), desc=f"scoring {args.list}", leave=False, disable=None) as bar:
-        for first, rows in found:
-            bar.update(len(rows))
-            yield first, rows
+    with tqdm(total=count, desc=f"scoring {args.list}", leave=False, disable=None) as bar:
+        workers = args.workers or len(os.sched_getaffinity(0))
+        return values, _share_out(work, count, min(workers, -(-count // FEW)), bar)
 
 
-def _in_threads(work, items, workers):
-    """As map(work, items), by threads; however long the list, few results wait, and few tasks outlive an interrupt."""
-    waiting, pool = deque(), ThreadPoolExecutor(workers)
+def _share_out(work: Callable[[Iterator[range]], list], count: int, workers: int, bar) -> list:
+    """What `work` returns for all of range(count), cut into pieces that this process and workers - 1 forks take.
+
+    Processes, since the many short steps between two decoded masks would make threads wait for each other.
+    """
+    fork = get_context("fork")
+    taken, step = fork.Value("q", 0), min(MOST, max(1, count // (64 * workers)))
+    found, others = [], []
+
+    def tasks() -> Iterator[range]:
+        while True:
+            with taken.get_lock():
+                first, taken.value = taken.value, taken.value + step
+            if first >= count:
+                return
+            yield range(first, min(first + step, count))
+            bar.update(min(taken.value, count) - bar.n)
+
+    def help_out(answer, parent):
+        in_loader_process(0, parent)
+        bar.disable = True
+        try:
+            answer.send(work(tasks()))
+        except Exception as error:  # it is raised where the user sees it
+            answer.send(error)
+
     try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for _ in range(workers - 1):
+            mine, theirs = fork.Pipe(duplex=False)
+            others.append((fork.Process(target=help_out, args=(theirs, os.getpid()), daemon=True), mine))
+            others[-1][0].start()
+            theirs.close()  # so that the end of the process is the end of the pipe
+        found = work(tasks())
+        for _, answer in others:
+            more = answer.recv()
+            if isinstance(more, Exception):
+                raise more
+            found += more
+    except EOFError:
+        raise InputError("a process that scores masks died, mostly of too little memory: try fewer --workers") from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        for process, answer in others:
+            if process.pid:
+                process.kill()  # a stopped list needs no more of them; one that has answered is at its end
+                process.join()
+            answer.close()
+    return found
+
+
+def _prefix(root) -> str:
+    """What stands before the names in a folder: plain text, since a Path takes as long to build as a file to open."""
+    return "" if Path(root) == Path() else str(Path(root))
 
 
 def _check(args) -> np.ndarray:
@@ -212,17 +272,20 @@ def _path(score: str, args) -> Path:
     return Path(args.out) / f"{Path(args.list).stem}_{_teacher_name(args)}_weight_{score}score.csv"
 
 
-def _write(frame, score: str, args) -> dict:
-    path = _path(score, args)
-    frame = frame.assign(weight=frame[score].clip(0, 1))
-    first = ["img", "filename", "weight"]
-    write_list(frame[first + [c for c in frame if c not in (*first, "line")]], path)
-    report = (
-        weight_report(frame["weight"].to_numpy(), frame["iterations"].to_numpy() > 0) if "iterations" in frame else {}
-    )
-    shown = "  ".join(f"{k} {v:.4f}" if v < 2 else f"{k} {v:.0f}" for k, v in report.items())
-    print(f"{path}: mean weight {frame['weight'].mean():.4f}{'  ' + shown if shown else ''}")
-    return report
+def _write(frame, args) -> dict[str, dict]:
+    rest = [c for c in frame if c not in ("img", "filename", "weight", "line")]
+    weights = {score: frame[score].clip(0, 1) for score in args.score}
+    table = frame.assign(**{f"weight of {score}": weight for score, weight in weights.items()})
+    own = [{"img": "img", "filename": "filename", "weight": f"weight of {s}", **{c: c for c in rest}} for s in weights]
+    write_lists(table, dict(zip((_path(score, args) for score in weights), own, strict=True)))
+    reports = {}
+    for score, weight in weights.items():
+        known = "iterations" in frame
+        report = weight_report(weight.to_numpy(), frame["iterations"].to_numpy() > 0) if known else {}
+        shown = "  ".join(f"{k} {v:.4f}" if v < 2 else f"{k} {v:.0f}" for k, v in report.items())
+        print(f"{_path(score, args)}: mean weight {weight.mean():.4f}{'  ' + shown if shown else ''}")
+        reports[score] = report
+    return reports
 
 
 if __name__ == "__main__":
