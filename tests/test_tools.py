@@ -210,7 +210,7 @@ def test_several_lists_at_once_have_the_text_of_single_ones(tmp_path, monkeypatc
         }
     )
     files = {tmp_path / "new/one.csv": {"img": "img", "w": "x", "n": "n"}, tmp_path / "two.csv": {"y": "y", "w": "x"}}
-    lists.write_lists(frame, files)
+    lists.write_lists({c: frame[c].tolist() if c == "img" else frame[c].to_numpy() for c in frame}, files)
     for path, columns in files.items():
         lists.write_list(frame[list(columns.values())].set_axis(list(columns), axis=1), tmp_path / "alone.csv")
         assert path.read_bytes() == (tmp_path / "alone.csv").read_bytes()

@@ -73,10 +73,9 @@ def main(args: Args) -> dict:
     lines = frame["line"].to_numpy()
     bad = [(int(lines[i]), text) for i, text in bad]
     report_bad_rows(args.list, bad, "Correct or remove these rows; every image needs a mask of every teacher.")
-    for k, name in enumerate(QUALITIES):
-        frame[name] = values[:, k].round(8)
-    frame["bm"] = (args.bm_share * frame["bf"] + (1 - args.bm_share) * frame["miou"]).round(8)
-    reports = _write(frame, args)
+    scores = dict(zip(QUALITIES, values.T.round(8), strict=True))
+    scores["bm"] = (args.bm_share * scores["bf"] + (1 - args.bm_share) * scores["miou"]).round(8)
+    reports = _write(frame, scores, args)
     if record:
         replace_text(note, json.dumps(record, indent=1) + "\n")
     return reports
@@ -272,16 +271,19 @@ def _path(score: str, args) -> Path:
     return Path(args.out) / f"{Path(args.list).stem}_{_teacher_name(args)}_weight_{score}score.csv"
 
 
-def _write(frame, args) -> dict[str, dict]:
-    rest = [c for c in frame if c not in ("img", "filename", "weight", "line")]
-    weights = {score: frame[score].clip(0, 1) for score in args.score}
-    table = frame.assign(**{f"weight of {score}": weight for score, weight in weights.items()})
-    own = [{"img": "img", "filename": "filename", "weight": f"weight of {s}", **{c: c for c in rest}} for s in weights]
-    write_lists(table, dict(zip((_path(score, args) for score in weights), own, strict=True)))
+def _write(frame, scores, args) -> dict[str, dict]:
+    weights = {score: scores[score].clip(0, 1) for score in args.score}
+    kept = [c for c in frame if c not in ("weight", "line")]
+    columns = {c: frame[c].to_numpy() if c == "iterations" else frame[c].tolist() for c in kept} | scores
+    rest = {c: c for c in columns if c not in ("img", "filename")}
+    files = {}
+    for score, weight in weights.items():
+        columns[f"weight by {score}"] = weight
+        files[_path(score, args)] = {"img": "img", "filename": "filename", "weight": f"weight by {score}"} | rest
+    write_lists(columns, files)
     reports = {}
     for score, weight in weights.items():
-        known = "iterations" in frame
-        report = weight_report(weight.to_numpy(), frame["iterations"].to_numpy() > 0) if known else {}
+        report = weight_report(weight, columns["iterations"] > 0) if "iterations" in columns else {}
         shown = "  ".join(f"{k} {v:.4f}" if v < 2 else f"{k} {v:.0f}" for k, v in report.items())
         print(f"{_path(score, args)}: mean weight {weight.mean():.4f}{'  ' + shown if shown else ''}")
         reports[score] = report

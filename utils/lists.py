@@ -50,32 +50,32 @@ def write_list(frame: pd.DataFrame, path) -> None:
     part.replace(path)
 
 
-def write_lists(frame: pd.DataFrame, files: dict[Path, dict[str, str]]) -> None:
-    """Write several lists from one frame, each {column of the file: column of the frame}, as `write_list` would.
+def write_lists(columns: dict[str, list[str] | np.ndarray], files: dict[Path, dict[str, str]]) -> None:
+    """Write several lists from the same columns, each {name in the file: name in `columns`}, as `write_list` would.
 
     Every number becomes text once, however many lists it stands in; all lists are complete before any replaces an
-    old one. The columns hold text, whole numbers or floats.
+    old one. The columns are as long as each other: lists of text, arrays of whole numbers or floats.
     """
     parts = {Path(path): Path(path).with_name(f".{Path(path).name}.{os.getpid()}") for path in files}
-    used = list(dict.fromkeys(name for columns in files.values() for name in columns.values()))
+    used = list(dict.fromkeys(name for chosen in files.values() for name in chosen.values()))
+    count = len(columns[used[0]])
     with ExitStack() as stack:
         writers = []
-        for (path, part), columns in zip(parts.items(), files.values(), strict=True):
+        for (path, part), chosen in zip(parts.items(), files.values(), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(part.open("w", encoding="utf-8", newline=""))
-            writers.append((csv.writer(file, lineterminator="\n"), list(columns.values())))
-            writers[-1][0].writerow(columns)
-        for first in range(0, len(frame), _SLICE):
-            cells = {name: _as_text(frame[name].iloc[first : first + _SLICE]) for name in used}
+            writers.append((csv.writer(file, lineterminator="\n"), list(chosen.values())))
+            writers[-1][0].writerow(chosen)
+        for first in range(0, count, _SLICE):
+            cells = {name: _as_text(columns[name][first : first + _SLICE]) for name in used}
             for writer, names in writers:
                 writer.writerows(zip(*(cells[name] for name in names), strict=True))
     for path, part in parts.items():
         part.replace(path)
 
 
-def _as_text(column: pd.Series) -> list[str]:
-    cells = column.tolist()
-    return ["" if x != x else repr(x) for x in cells] if column.dtype.kind in "fiu" else cells
+def _as_text(cells) -> list[str]:
+    return ["" if x != x else repr(x) for x in cells.tolist()] if isinstance(cells, np.ndarray) else cells
 
 
 def join(left: pd.DataFrame, right: pd.DataFrame, what: str) -> pd.DataFrame:
