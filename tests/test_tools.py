@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_scripts
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from utils import get_weight, lists, predict_mask, prepare_data, report
 from utils.args import parse
@@ -186,17 +185,6 @@ def test_report_of_the_published_weights(score, auroc, noisy_share, size):
 
 def test_report_says_nothing_of_noise_that_is_not_there():
     assert get_weight.weight_report(np.array([0.1, 0.9]), np.array([False, False])) == {}
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_report_is_that_of_scikit_learn_to_the_bit(seed):
-    rng = np.random.default_rng(seed)
-    noisy = np.append(rng.random(rng.integers(1, (9, 900)[seed % 2])) < rng.random(), [True, False])
-    weight = rng.random(len(noisy)).round(seed % 9)  # few digits make many ties
-    found = get_weight.weight_report(weight, noisy)
-    assert found["auroc"] == roc_auc_score(~noisy, weight)
-    assert found["ap"] == average_precision_score(~noisy, weight)
-    assert found["ap_noisy"] == average_precision_score(noisy, -weight)
 
 
 def test_several_lists_at_once_have_the_text_of_single_ones(tmp_path, monkeypatch):
