@@ -8,9 +8,7 @@ The exit code is 0 if all is good, and 2 if anything is bad. Warnings are no fau
 
 import os
 import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -27,6 +25,7 @@ from utils.args import launch
 from utils.errors import InputError, warn
 from utils.images import IGNORE, check_sizes, read_image, read_mask
 from utils.lists import inspect_list
+from utils.store import in_threads
 
 COLUMNS = ["list", "line", "img", "filename", "reason"]
 
@@ -134,17 +133,17 @@ def _check_files(lists: list[Listed], root: Path, args) -> None:
             for kind, name in (("image", img), ("mask", mask)):
                 real = _real(root, name)
                 if real is not None:
-                    tasks.setdefault((kind, real), str(root / name))  # named in messages as the list names it
+                    tasks.setdefault((kind, real), str(root / name))
 
     def look(task) -> Found | str:
         (kind, _), path = task
         try:
             return _look(kind, path, args.classes)
         except InputError as error:
-            return str(error)
+            return str(error).removeprefix(path)  # each row names it as it spells it
 
     cv2.setNumThreads(0)  # the threads are ours
-    results = _in_threads(look, tasks.items(), args.workers or len(os.sched_getaffinity(0)))
+    results = in_threads(look, tasks.items(), args.workers)
     results = tqdm(results, "checking", len(tasks), leave=False, disable=None)
     found = dict(zip(tasks, results, strict=True))
     for one in lists:
@@ -163,9 +162,9 @@ def _judge(one: Listed, root: Path, found: dict, classes: int) -> None:
     masks, sizes = [], Counter()
     for line, img, mask in one.rows:
         pair = [found.get((kind, _real(root, name))) for kind, name in (("image", img), ("mask", mask))]
-        for result in pair:
+        for result, name in zip(pair, (img, mask), strict=True):
             if isinstance(result, str):
-                one.say(line, result)
+                one.say(line, f"{root / name}{result}")
         if isinstance(pair[1], Found):
             masks.append(pair[1])
         if all(isinstance(result, Found) for result in pair):
@@ -190,18 +189,6 @@ def _judge(one: Listed, root: Path, found: dict, classes: int) -> None:
 def _warn_share(one: Listed, count: int, total: int, what: str) -> None:
     if count:
         warn(f"{one.path}: {count} of {total} masks ({count / total:.1%}) {what}")
-
-
-def _in_threads(function: Callable, items: Iterable, workers: int) -> Iterator:
-    """Results in order; only a few items a thread are under way, so memory does not grow with their number."""
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 32 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _bad_rows(one: Listed) -> list[tuple]:

@@ -186,7 +186,7 @@ class ListDataset(Dataset):
             except InputError as error:
                 return error
 
-        bad, found = [], in_threads(attempt, len(rows))
+        bad, found = [], in_threads(attempt, range(len(rows)))
         for i, what in zip(
             rows, tqdm(found, f"reading {self.path}", len(rows), leave=False, disable=None), strict=True
         ):

@@ -9,7 +9,7 @@ import stat
 import time
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -27,12 +27,12 @@ PARTS = ("index", "index.part", "data", "data.part", "lock")  # in the order in 
 _AHEAD = 64  # results that may wait for whoever takes them
 
 
-def in_threads(function: Callable, count: int) -> Iterator:
-    """function(0), function(1), ... function(count - 1), in order, computed by as many threads as there are cores."""
-    with ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)))) as pool:
+def in_threads(function: Callable, items: Iterable, workers: int = 0) -> Iterator:
+    """As map(function, items), by threads (0: as many as cores); few results wait, however many items there are."""
+    with ThreadPoolExecutor(workers or min(16, len(os.sched_getaffinity(0)))) as pool:
         ahead = deque()
-        for i in range(count):
-            ahead.append(pool.submit(function, i))
+        for item in items:
+            ahead.append(pool.submit(function, item))
             if len(ahead) > _AHEAD:
                 yield ahead.popleft().result()
         while ahead:
@@ -59,7 +59,7 @@ def stamp_files(paths: list) -> list:
     def some(k):
         return [stamp(path) for path in paths[k * chunk : (k + 1) * chunk]]
 
-    return [one for part in in_threads(some, -(-len(paths) // chunk)) for one in part]
+    return [one for part in in_threads(some, range(-(-len(paths) // chunk))) for one in part]
 
 
 def key_of(kind: str, stamps: list[tuple], *options) -> str:
