@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.errors import InputError, warn, writing
+from utils.errors import InputError, first_line, out_of_memory, warn, writing
 from utils.lists import stem_of
 from utils.logs import sync_folder, to_disk
 from utils.models import build_model
@@ -118,8 +118,9 @@ class Checkpoint:
             except InputError as error:
                 faults.append(str(error))
             except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                faults.append(f"{path}: not a checkpoint of this run ({first})")
+                if out_of_memory(error):  # the file is not to blame
+                    raise
+                faults.append(f"{path}: not a checkpoint of this run ({first_line(error)})")
             else:
                 if faults:
                     self.damaged = True  # it must not take the place of the good one when the next is saved
@@ -181,7 +182,9 @@ def read_checkpoint(path) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it would name the pickle protocol of what it then refuses
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # bytes at random raise anything
+    except Exception as error:  # bytes at random raise anything
+        if out_of_memory(error):
+            raise
         what = "it is damaged, or holds something other than numbers and names, which is never run"
         raise InputError(f"{path}: not a checkpoint that can be read: {what}") from None
     if not isinstance(state, dict):
@@ -239,7 +242,7 @@ def _copy(state):
         return state.detach().to("cpu", non_blocking=True) if state.is_cuda else state.detach().clone()
     if isinstance(state, dict):
         return {key: _copy(value) for key, value in state.items()}
-    return [_copy(value) for value in state] if isinstance(state, (list, tuple)) else state
+    return type(state)(map(_copy, state)) if isinstance(state, (list, tuple)) else state
 
 
 def bare(part):

@@ -30,6 +30,11 @@ def writing(path):
 FULL = "make room and give the same command again: it goes on from the last checkpoint"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python or torch says that there is no memory left."""
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

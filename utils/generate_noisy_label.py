@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -31,6 +30,7 @@ from utils.images import read_mask, write_mask
 from utils.lists import read_list, unique_stems, write_list
 from utils.logs import read_record, replace_text
 from utils.prepare_data import draw_test, pool_of
+from utils.store import in_threads
 
 NLKD_RATIOS = (10, 20, 30, 40, 50, 60)
 NLKD_LEVELS = (6, 7, 8, 9, 10)
@@ -183,8 +183,8 @@ def _check_masks(args: Args, pool: pd.DataFrame) -> None:
 
 
 def _in_threads(args: Args, function, items, what: str) -> list:
-    with ThreadPoolExecutor(args.workers or os.cpu_count()) as several:  # OpenCV works outside the interpreter lock
-        return list(tqdm(several.map(function, items), what, len(items), disable=None, leave=False))
+    found = in_threads(function, items, args.workers)  # OpenCV works outside the interpreter lock
+    return list(tqdm(found, what, len(items), disable=None, leave=False))
 
 
 def _plan(args: Args, pool: pd.DataFrame, ratio: int) -> Output:

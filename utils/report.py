@@ -89,6 +89,8 @@ def collect(folders) -> pd.DataFrame:
     for folder in map(Path, folders):
         for path in sorted(folder.rglob("args.json")):
             args = read_record(path)
+            if not args:
+                continue  # cut off by a power cut, before anything was trained
             log = read_jsonl(path.with_name("log.jsonl"))
             test = next((line for line in log if line.get("split") == "test"), {})
             name = re.sub(r"_s\d+$", "", path.parent.name)

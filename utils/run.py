@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from utils.checkpoint import bare, image_keys, load_weights
-from utils.errors import InputError, RankError, out_of_memory, writing
+from utils.errors import InputError, RankError, first_line, out_of_memory, writing
 from utils.interrupt import loader_processes
 from utils.logs import read_jsonl, read_record, replace_text, to_disk
 from utils.models import build_model
@@ -73,8 +73,9 @@ class Run(Steps):
         except (RuntimeError, AssertionError, ValueError) as error:
             if out_of_memory(error):
                 raise
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"--arch {self.args.arch}: cannot take --size {self.args.size} ({first})") from None
+            raise InputError(
+                f"--arch {self.args.arch}: cannot take --size {self.args.size} ({first_line(error)})"
+            ) from None
 
     def wrap(self, model):
         model = model.to(self.device, memory_format=torch.channels_last)

@@ -198,14 +198,12 @@ class Steps:
 
     def _update(self, net, optimizer, scaler, clip):
         self.due.discard(optimizer)
-        gradients = [p.grad for p in net.parameters() if p.grad is not None]
-        scaler.unscale_(optimizer) if scaler.is_enabled() else None
-        usable = True
-        if self.args.skip_nonfinite and not scaler.is_enabled():  # a scaler leaves such updates out by itself
-            usable = bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
-            if not usable:
-                self._leave_out(net, True)
-        if usable:
+        if scaler.is_enabled():
+            scaler.unscale_(optimizer)
+        # a scaler leaves updates that are not finite out by itself
+        if self.args.skip_nonfinite and not scaler.is_enabled() and not _finite_gradients(net):
+            self._leave_out(net, True)
+        else:
             if clip > 0:
                 clip_grad_value_(net.parameters(), clip)
             scaler.step(optimizer)
@@ -233,19 +231,22 @@ class Steps:
             finite, event = finite.to("cpu", non_blocking=True), torch.cuda.Event()
             event.record()
         self.doubtful.append((finite, event, self.images))
-        while self.doubtful and (self.doubtful[0][1] is None or self.doubtful[0][1].query()):
-            self._check(*self.doubtful.popleft())
+        self._settle(wait=False)
         return True
 
-    def _settle(self):
+    def _settle(self, wait=True):
+        """Read whether the losses so far were finite: all of them, or those of which the answer is there."""
         while self.doubtful:
-            finite, event, images = self.doubtful.popleft()
-            event.synchronize()
-            self._check(finite, event, images)
+            finite, event, images = self.doubtful[0]
+            if event is not None and wait:
+                event.synchronize()
+            elif event is not None and not event.query():
+                return
+            self.doubtful.popleft()
+            if not finite:
+                self._stop_at(images)
 
-    def _check(self, finite, _event, images):
-        if finite:
-            return
+    def _stop_at(self, images):
         epoch, step, dataset, index = images
         names = ", ".join(dataset.frame["img"].iloc[index[:10].tolist()])
         more = f" and {len(index) - 10} more" if len(index) > 10 else ""
@@ -293,3 +294,8 @@ class Steps:
         if self.world > 1:
             dist.barrier(group=self.talk)
             dist.destroy_process_group()
+
+
+def _finite_gradients(net) -> bool:
+    norms = torch._foreach_norm([p.grad for p in net.parameters() if p.grad is not None])
+    return bool(torch.stack(norms).isfinite().all())

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.errors import InputError
+from utils.errors import InputError, first_line, out_of_memory
 from utils.models.plain_unet import PlainUNet
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -81,14 +81,15 @@ def _from_library(arch, encoder, weights, classes):
             encoder_name=encoder, encoder_weights=weights, in_channels=3, classes=classes, **more
         )
     except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"--encoder-weights {weights}: the weights of {encoder} cannot be fetched ({first}); "
+            f"--encoder-weights {weights}: the weights of {encoder} cannot be fetched ({first_line(error)}); "
             "without a network use `--encoder-weights none`"
         ) from None
     except (KeyError, ValueError, RuntimeError, NotImplementedError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"--arch {arch} --encoder {encoder} --encoder-weights {weights}: {first}") from None
+        if out_of_memory(error):
+            raise
+        what = f"--arch {arch} --encoder {encoder} --encoder-weights {weights}"
+        raise InputError(f"{what}: {first_line(error)}") from None
 
 
 def _normalisation(encoder, weights):
