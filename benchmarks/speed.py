@@ -303,7 +303,19 @@ def training(bench: Bench) -> None:
     if bench.cuda:
         _gpu_memory(bench, bare[1], flags)
     if not quick:
+        _compiled(bench, flags, epochs)
         profiles(bench, flags, epochs)
+
+
+def _compiled(bench, flags, epochs):
+    def compiled():
+        torch._dynamo.reset()  # else the network of this round would be taken for a change of the one before
+        return rate_of_script(bench, "train_without_weight", [*flags, "--compile"], epochs)
+
+    works = {"ours": compiled, "rival": lambda: rate_of_script(bench, "train_without_weight", flags, epochs)}
+    found, what = bench.interleave(works), f"train_without_weight --compile, without its first epoch; {bench.setting()}"
+    rival = {"rival_is": "(not compiled)"}
+    bench.add(f"training/compile, {bench.setting()}", what, found, "img/s", "larger", **rival)
 
 
 def profiles(bench: Bench, flags: list[str], epochs: int) -> None:

@@ -7,7 +7,6 @@ import stat
 import struct
 import warnings
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -126,8 +125,10 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
 def look_at(path) -> os.stat_result:
     """What the file system says of an image file, without opening it; InputError for what cannot be one."""
-    with _access(path):
+    try:
         about = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
     if not stat.S_ISREG(about.st_mode):  # a pipe would wait for ever, a device never end
         what = "a folder" if stat.S_ISDIR(about.st_mode) else "not a regular file"
         raise InputError(f"{path}: {what}; correct the path")
@@ -140,20 +141,19 @@ def look_at(path) -> os.stat_result:
 
 def _read_bytes(path) -> bytes:
     size = look_at(path).st_size
-    with _access(path), open(path, "rb", buffering=0) as file:  # one read takes it all
-        return file.read(size)
-
-
-@contextmanager
-def _access(path):
     try:
-        yield
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError:
-        raise InputError(f"{str(path)!r}: not a path ({'NUL byte' if chr(0) in str(path) else 'encoding'})") from None
+        with open(path, "rb", buffering=0) as file:  # one read takes it all
+            return file.read(size)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path, error) -> InputError:
+    if isinstance(error, ValueError):
+        return InputError(f"{str(path)!r}: not a path ({'NUL byte' if chr(0) in str(path) else 'encoding'})")
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return InputError(f"{path}: no such file")
+    return InputError(f"{path}: cannot be read ({error.strerror or error})")
 
 
 def _decode(path, raw: bytes, how: int) -> np.ndarray:
