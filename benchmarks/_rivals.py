@@ -7,7 +7,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
-from statistics import median
+from itertools import pairwise
 
 import torch
 from torch.nn.utils import clip_grad_value_
@@ -39,21 +39,34 @@ def script(name: str):
     return importlib.import_module(name)
 
 
-def rate_of_script(bench, name: str, flags: list[str], epochs: int) -> float:
-    """Images a second of a script's epochs after the first, as its log has them.
+def beside_script(bench, name: str, flags: list[str], rounds: int, rival) -> dict[str, list[float]]:
+    """Images a second of `rounds` epochs of a script after its first, and of `rival`, which runs in the pauses.
 
-    Everything between two log lines is in: loading, augmentation, training, validation (on one image), the log, the
-    checkpoint.
+    Everything between two log lines of the script is in: loading, augmentation, training, validation (on one image),
+    the log, the checkpoint. An epoch is compared with what `rival` reached just before and just after it.
     """
-    module, run = script(name), f"{name}_{time.time_ns()}"
+    module, folder, rates, log = script(name), f"{name}_{time.time_ns()}", [], Run.log
     kind = next(getattr(module, cls) for cls in ("Args", "WeightArgs", "TrainArgs") if hasattr(module, cls))
-    args = parse(kind, [*flags, f"--name={run}", f"--epochs={epochs}"])
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        module.main(args)
-    folder = bench.folder / "runs" / run
-    seconds = [row["seconds"] for row in read_jsonl(folder / "log.jsonl") if "seconds" in row]
+    args = parse(kind, [*flags, f"--name={folder}", f"--epochs={rounds + 1}"])
+
+    def log_and_pause(run, **row):
+        log(run, **row)
+        if "epoch" in row:
+            rates.append(rival())
+            run.started = time.time()  # the pause is not the script's
+
+    Run.log = log_and_pause
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            module.main(args)
+    finally:
+        Run.log = log
+    folder = bench.folder / "runs" / folder
+    seconds = [row["seconds"] for row in read_jsonl(folder / "log.jsonl") if "seconds" in row][1:]
     shutil.rmtree(folder)
-    return len(read_list(args.train_csv)) / median(seconds[1:])
+    images = len(read_list(args.train_csv))
+    around = [2 / (1 / before + 1 / after) for before, after in pairwise(rates)]
+    return {"ours": [images / t for t in seconds], "rival": around}
 
 
 class Bare:

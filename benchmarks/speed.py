@@ -4,8 +4,8 @@ Run     python benchmarks/speed.py                                       # every
         python benchmarks/speed.py --quick --only training --data my_set   # my_set/image and my_set/mask
 Writes  benchmarks/speed.json, a section a device and torch version, and the tables of benchmarks/speed.md.
 
-Rivals take turns in one process (A B A B ...). A figure is the median of its rounds, a ratio the median of the ratios
-within a round, so that a machine that grows slower meanwhile moves neither.
+Rivals take turns in one process (A B A B ...), and each turn of ours stands against the turns just before and just
+after it, so that a machine that grows slower meanwhile moves no ratio. Figures and ratios are medians of the rounds.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import _speed_table as table
-from benchmarks._rivals import Bare, Phases, decode_only, rate_of_script, script, three_passes
+from benchmarks._rivals import Bare, Phases, beside_script, decode_only, script, three_passes
 from utils import get_weight
 from utils.args import TrainArgs, launch, parse
 from utils.boundary import soft_boundary_f
@@ -153,13 +153,18 @@ class Bench:
         return (time.perf_counter() - start) / times
 
     def interleave(self, rivals: dict, rounds=0, warm=True) -> dict[str, list[float]]:
-        """What every rival returned in every round, after one round that does not count."""
-        for work in rivals.values() if warm else ():
-            work()
+        """What every rival returned in every round, after one round that does not count.
+
+        What stands against the first of them is the mean of just before and just after it, so that a machine that grows
+        slower or faster meanwhile does not count for either.
+        """
+        before = {name: work() for name, work in rivals.items()} if warm else {}
         found = {name: [] for name in rivals}
         for _ in range(rounds or self.rounds):
-            for name, work in rivals.items():
-                found[name].append(work())
+            for i, (name, work) in enumerate(rivals.items()):
+                now = work()
+                found[name].append((before.get(name, now) + now) / 2 if i else now)
+                before[name] = now
         return found
 
 
@@ -274,48 +279,26 @@ def _peak_mib(words) -> float:
 def training(bench: Bench) -> None:
     """Images a second of the scripts against the bare step, and where the rest of the time goes."""
     quick, train = bench.args.quick, bench.list_of(bench.images)
-    epochs = 2 if quick else 3
     bare = {nets: Bare(bench, nets) for nets in (1, 2)}
-    rate_of_script(bench, "train_without_weight", bench.flags(train), 2)  # imports, and decodes the list
-    variants = [("flip", bench.workers)] if quick else [("none", bench.workers), ("flip", bench.workers)]
-    variants += [] if quick else [("strong", n) for n in sorted({bench.workers, 1, 2})]
-    for augment, workers in variants:
-        flags = bench.flags(train, augment=augment, workers=workers)
-        works = {"ours": lambda f=flags: rate_of_script(bench, "train_without_weight", f, epochs)}
-        if augment == "flip":
-            works["kd"] = lambda f=flags: rate_of_script(bench, "train_with_KDweight", [*f, "--warmup=0"], epochs)
-        works["rival"] = lambda: bare[1].rate(bench.images // bench.batch)
-        found = bench.interleave(works, warm=False)
-        _against_bare(bench, f"train_without_weight, augment {augment}, {workers} workers", found)
-        if augment == "flip":
-            kd = {"ours": found["kd"], "rival": found["rival"]}
-            _against_bare(bench, f"train_with_KDweight, augment {augment}, {workers} workers", kd)
-            both = {"ours": found["kd"], "rival": found["ours"]}
-            what, rival = f"train_with_KDweight, {bench.setting()}", {"rival_is": "(train_without_weight)"}
-            bench.add(f"training/KD to baseline, {bench.setting()}", what, both, "img/s", "larger", **rival)
-    flags = bench.flags(train, augment="flip")
-    works = {"ours": lambda: rate_of_script(bench, "train_co_teaching", flags, epochs)}
-    works["rival"] = lambda: bare[2].rate(bench.images // bench.batch)
-    found = bench.interleave(works, warm=False)
-    _against_bare(bench, f"train_co_teaching, augment flip, {bench.workers} workers", found, "(two bare steps)")
+    flip = bench.flags(train, augment="flip")
+    _against_bare(bench, "train_without_weight", flip, bare[1], f"augment flip, {bench.workers} workers")
+    kd = [*flip, "--warmup=0"]
+    _against_bare(bench, "train_with_KDweight", kd, bare[1], f"augment flip, {bench.workers} workers")
+    _against_bare(bench, "train_co_teaching", flip, bare[2], f"augment flip, {bench.workers} workers", "two bare steps")
+    if not quick:
+        plain = bench.flags(train)
+        _against_bare(bench, "train_without_weight", plain, bare[1], f"augment none, {bench.workers} workers")
+        for workers in sorted({bench.workers, 1, 2}):
+            flags = bench.flags(train, augment="strong", workers=workers)
+            _against_bare(bench, "train_without_weight", flags, bare[1], f"augment strong, {workers} workers")
+        compiled = [*flip, "--compile"]
+        _against_bare(bench, "train_without_weight --compile", compiled, bare[1], "against the step not compiled")
     _student(bench, bare[1])
     _peak_share(bench, bare[1])
     if bench.cuda:
-        _gpu_memory(bench, bare[1], flags)
+        _gpu_memory(bench, bare[1], flip)
     if not quick:
-        _compiled(bench, flags, epochs)
-        profiles(bench, flags, epochs)
-
-
-def _compiled(bench, flags, epochs):
-    def compiled():
-        torch._dynamo.reset()  # else the network of this round would be taken for a change of the one before
-        return rate_of_script(bench, "train_without_weight", [*flags, "--compile"], epochs)
-
-    works = {"ours": compiled, "rival": lambda: rate_of_script(bench, "train_without_weight", flags, epochs)}
-    found, what = bench.interleave(works), f"train_without_weight --compile, without its first epoch; {bench.setting()}"
-    rival = {"rival_is": "(not compiled)"}
-    bench.add(f"training/compile, {bench.setting()}", what, found, "img/s", "larger", **rival)
+        profiles(bench, flip, 3)
 
 
 def profiles(bench: Bench, flags: list[str], epochs: int) -> None:
@@ -323,13 +306,16 @@ def profiles(bench: Bench, flags: list[str], epochs: int) -> None:
     for name in ("train_without_weight", "train_with_KDweight", "train_co_teaching"):
         more = ["--warmup=0"] if name == "train_with_KDweight" else []
         with Phases(script(name), bench.sync) as phases:
-            rate_of_script(bench, name, [*flags, *more], epochs)
+            beside_script(bench, name, [*flags, *more], epochs - 1, lambda: 1.0)
         bench.profiles[f"{name}, {bench.images} images, {bench.setting()}"] = phases.shares()
 
 
-def _against_bare(bench, name, found, rival="(bare step)"):
-    what = f"{name}; {bench.setting()}, epochs of {bench.images}"
-    bench.add(f"training/{name}, {bench.setting()}", what, found, "img/s", "larger", 0.95, rival_is=rival)
+def _against_bare(bench, name, flags, bare, how, rival="bare step"):
+    script_name, steps = name.partition(" ")[0], bench.images // bench.batch
+    found = beside_script(bench, script_name, flags, bench.rounds, lambda: bare.rate(steps))
+    what, more = f"{name}, {how}; {bench.setting()}, epochs of {bench.images}", {"rival_is": f"({rival})"}
+    limit = None if "compile" in name else 0.95
+    bench.add(f"training/{name}, {how}, {bench.setting()}", what, found, "img/s", "larger", limit, **more)
 
 
 def _student(bench, bare):
@@ -361,7 +347,7 @@ def _gpu_memory(bench, bare, flags):
         work()
         return torch.cuda.max_memory_allocated() / 2**20
 
-    ours = peak(lambda: rate_of_script(bench, "train_without_weight", flags, 2))
+    ours = peak(lambda: beside_script(bench, "train_without_weight", flags, 1, lambda: 1.0))
     found = {"ours": [ours], "rival": [peak(bare.step)]}
     what = f"peak memory of train_without_weight, beside the bare network; {bench.setting()}"
     bench.add(f"training/memory, {bench.setting()}", what, found, "MiB", "smaller", rival_is="(bare step)")
@@ -407,11 +393,9 @@ def growth(bench: Bench) -> None:
         images = bench.images  # on a CPU fewer, the larger they are
         images = images if bench.cuda else max(4, images * 96**2 // size**2 // bench.batch) * bench.batch
         flags, bare = bench.flags(bench.list_of(images, f"side{size}"), size=size), Bare(bench, size=size)
-        rate_of_script(bench, "train_without_weight", flags, 2)
-        works = {"ours": lambda f=flags: rate_of_script(bench, "train_without_weight", f, 2)}
-        works["rival"] = lambda b=bare, n=images // bench.batch: b.rate(n)
+        steps = images // bench.batch
+        found = beside_script(bench, "train_without_weight", flags, bench.rounds, lambda b=bare, n=steps: b.rate(n))
         what = f"train_without_weight; {bench.setting(size)}, epochs of {images}"
-        found = bench.interleave(works, rounds=3, warm=False)
         bench.add(f"growth/size, {bench.setting(size)}", what, found, "img/s", "larger", rival_is="(bare step)")
     most = torch.cuda.device_count() if bench.cuda else os.cpu_count()
     if most >= 2:
