@@ -76,7 +76,7 @@ if [ "$NPROC" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then
   LAUNCH+=(-m torch.distributed.run ${TORCHRUN:---standalone} "--nproc_per_node=$NPROC")
 fi
 
-STARTED=$SECONDS
+STARTED=$SECONDS PLAN=() # run folder, epochs, networks and training list of every run to come
 FAILED=() INTERRUPTED="" PIDS=() LOGS=runs
 declare -A STARTED_RUNS=()
 
@@ -155,9 +155,47 @@ run() { # log name, script, flags...: a training run, in the background up to JO
     echo "$code" >"$log.code"
     state=":"
     if interrupted $code; then state=" interrupted:"; elif [ $code != 0 ]; then state=" FAILED:"; fi
-    [ -n "$stopped" ] || echo "[$((SECONDS - STARTED)) s] $name$state $(tail -n 1 "$log" | cut -c1-150)"
+    [ -n "$stopped" ] || echo "[$((SECONDS - STARTED)) s$(left)] $name$state $(tail -n 1 "$log" | cut -c1-150)"
   ) &
   PIDS[SLOT]=$!
+}
+plan() { # before anything runs: what the whole sweep will run, from the command lines that DRY_RUN prints
+  local word words name epochs list nets line folder
+  while read -r line; do
+    [[ $line == *train_*.py* ]] || continue
+    name="" epochs=0 list="" nets=1 folder=runs
+    [[ $line != *_decoupling.py* && $line != *_co_teaching* ]] || nets=2
+    read -ra words <<<"$line"
+    for ((word = 0; word < ${#words[@]}; word++)); do
+      case ${words[word]} in
+        --run_dir) folder=${words[word + 1]} ;;
+        --name) name=${words[word + 1]} ;;
+        --epochs) epochs=${words[word + 1]} ;;
+        --train_csv) list=${words[word + 1]} ;;
+      esac
+    done
+    PLAN+=("$folder/$name $epochs $nets $list")
+  done < <(DRY_RUN=1 "$MODE" 2>/dev/null || true)
+  DONE=$(progress | cut -d' ' -f1)
+}
+progress() { # work that is done, work in all (epochs x networks x images), runs that are over, runs
+  local entry folder epochs nets list images done=0 all=0 over=0 now log
+  for entry in "${PLAN[@]}"; do
+    read -r folder epochs nets list <<<"$entry"
+    log=$folder/log.jsonl
+    [ -f "$list" ] && images=$(wc -l <"$list") || images=100
+    [ -f "$log" ] && now=$(grep -c '"epoch"' "$log") || now=0
+    done=$((done + (now < epochs ? now : epochs) * nets * images)) all=$((all + epochs * nets * images))
+    over=$((over + (now >= epochs)))
+  done
+  echo "$done $all $over ${#PLAN[@]}"
+}
+left() { # "; 3 of 14 runs, about 12 min left" where a part of the work is done since the start
+  local done all over runs seconds
+  read -r done all over runs < <(progress)
+  [ "$done" -gt "$DONE" ] || return 0
+  seconds=$(((all - done) * (SECONDS - STARTED) / (done - DONE)))
+  echo -n "; $over of $runs runs, about $((seconds < 90 ? seconds : (seconds + 30) / 60)) $([ $seconds -lt 90 ] && echo s || echo min) left"
 }
 code_of() { cat "$LOGS/logs/${1//\//_}.log.code" 2>/dev/null || echo 1; } # log name -> exit code of that run
 await() { # log names of runs that what follows needs; the exit code of one that did not finish
@@ -348,6 +386,7 @@ paper() { # the published setting; the ten command lines are those of the origin
   [ -n "$DRY_RUN" ] || stage utils/report.py runs/train_noisy_60_* runs/train_decoupling runs/train_co_teaching* --out runs/paper
 }
 
+if [ -z "$DRY_RUN" ]; then plan; fi
 "$MODE"
 
 if [ ${#FAILED[@]} -gt 0 ]; then

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from utils.args import RankArgs, launch
+from utils.averages import Averages
 from utils.checkpoint import Checkpoint
 from utils.dataset import open_lists
 from utils.evaluate import evaluate_all, named, test_once
@@ -25,7 +26,8 @@ from utils.methods.selection import (
     selection_stats,
 )
 from utils.optim import build_optimizer
-from utils.run import Averages, Run
+from utils.pictures import show
+from utils.run import Run
 
 
 @dataclass
@@ -64,6 +66,7 @@ def main(args: Args) -> None:
             scores = [
                 cleanness(*pair, mask, args.score, args.theta0, args.theta) for pair in zip(logits, losses, strict=True)
             ]
+            chosen = []
             for i, peer in enumerate((1, 0)):
                 keep = keep_cleanest(scores[peer], forget, args.keep_rule, recent=window.recent(peer))
                 count = run.mean(keep.sum()) if args.normalise == "selected" else len(keep)
@@ -71,11 +74,15 @@ def main(args: Args) -> None:
                 loss = selected_loss(losses[i], keep, count)
                 run.step(nets[i], optimizers[i], schedules[i], loss, clip=args.clip_value, when=some)
                 stats.add(loss=losses[i], **selection_stats(keep, batch["noisy"]))
+                chosen.append(keep)
+            if args.unit == "image":
+                stats.keep(weight=sum(chosen) / 2, cleanness=sum(scores) / 2)
             window.add(*scores)
         scores = evaluate_all(run, nets, valid)
         both = named("valid_a", scores[0]) | named("valid_b", scores[1])
         run.log(epoch=epoch, seconds=run.seconds(), forget=forget, **stats.result(), **both)
         better = int(scores[1]["score"] > scores[0]["score"])
+        show(run, epoch, nets[better], train.dataset, stats)
         checkpoint.save(epoch, scores[better]["score"], net=better)
     test_once(run, checkpoint, test)
 

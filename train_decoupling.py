@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from utils.args import TwoNetArgs, launch
+from utils.averages import Averages
 from utils.checkpoint import Checkpoint
 from utils.dataset import open_lists
 from utils.evaluate import evaluate_all, named, test_once
 from utils.methods.selection import differing_examples, examples, fall_back, selected_loss, selection_stats
 from utils.optim import build_optimizer
-from utils.run import Averages, Run
+from utils.pictures import show
+from utils.run import Run
 
 
 @dataclass
@@ -61,10 +63,13 @@ def main(args: Args) -> None:
                 run.step(net, optimizer, schedule, loss, clip=args.clip_value, when=some)
             for loss in losses:
                 stats.add(loss=loss, **selection_stats(keep, batch["noisy"]))
+            if args.unit == "image":
+                stats.keep(weight=keep)
         scores = evaluate_all(run, nets, valid)
         both = named("valid_a", scores[0]) | named("valid_b", scores[1])
         run.log(epoch=epoch, seconds=run.seconds(), **stats.result(), **both)
         better = int(scores[1]["score"] > scores[0]["score"])
+        show(run, epoch, nets[better], train.dataset, stats)
         checkpoint.save(epoch, scores[better]["score"], net=better)
     test_once(run, checkpoint, test)
 

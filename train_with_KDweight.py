@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from utils.args import WeightArgs, launch
+from utils.averages import Averages
 from utils.checkpoint import Checkpoint
 from utils.dataset import open_lists
 from utils.evaluate import evaluate, named, test_once
@@ -26,7 +27,8 @@ from utils.methods.weighting import (
     weighted_loss,
 )
 from utils.optim import build_optimizer
-from utils.run import Averages, Run
+from utils.pictures import show
+from utils.run import Run
 
 
 @dataclass
@@ -71,10 +73,12 @@ def main(args: Args) -> None:
             run.step(net, optimizer, schedule, weighted_loss(loss, weight, args.normalise, mean))
             stats.add(batch["noisy"], loss=loss, weight=weight)
             stats.add(weight_square=weight**2)
+            stats.keep(weight=weight)
         scores, means = evaluate(run, net, valid), stats.result()
         size = effective_size(means["train_weight"], means["train_weight_square"], len(train.dataset))
         means |= {"effective_size": size, "T": share}
         run.log(epoch=epoch, seconds=run.seconds(), **means, **named("valid", scores))
+        show(run, epoch, net, train.dataset, stats)
         checkpoint.save(epoch, scores["score"])
     test_once(run, checkpoint, test)
 

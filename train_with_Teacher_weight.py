@@ -8,13 +8,15 @@ Results  benchmarks/nlkd.md
 """
 
 from utils.args import WeightArgs, launch
+from utils.averages import Averages
 from utils.checkpoint import Checkpoint
 from utils.dataset import open_lists
 from utils.evaluate import evaluate, named, test_once
 from utils.losses import per_image_loss
 from utils.methods.weighting import effective_size, mix_weights, weighted_loss
 from utils.optim import build_optimizer
-from utils.run import Averages, Run
+from utils.pictures import show
+from utils.run import Run
 
 
 def main(args: WeightArgs) -> None:
@@ -37,9 +39,11 @@ def main(args: WeightArgs) -> None:
             run.step(net, optimizer, schedule, weighted_loss(loss, weight, args.normalise, mean))
             stats.add(batch["noisy"], loss=loss, weight=weight)
             stats.add(weight_square=weight**2)
+            stats.keep(weight=weight)
         scores, means = evaluate(run, net, valid), stats.result()
         size = effective_size(means["train_weight"], means["train_weight_square"], len(train.dataset))
         run.log(epoch=epoch, seconds=run.seconds(), effective_size=size, **means, **named("valid", scores))
+        show(run, epoch, net, train.dataset, stats)
         checkpoint.save(epoch, scores["score"])
     test_once(run, checkpoint, test)
 

@@ -6,12 +6,14 @@ Results  benchmarks/nlkd.md
 """
 
 from utils.args import TrainArgs, launch
+from utils.averages import Averages
 from utils.checkpoint import Checkpoint
 from utils.dataset import open_lists
 from utils.evaluate import evaluate, named, test_once
 from utils.losses import per_image_loss
 from utils.optim import build_optimizer
-from utils.run import Averages, Run
+from utils.pictures import show
+from utils.run import Run
 
 
 def main(args: TrainArgs) -> None:
@@ -33,6 +35,7 @@ def main(args: TrainArgs) -> None:
             stats.add(batch["noisy"], loss=loss)
         scores = evaluate(run, net, valid)
         run.log(epoch=epoch, seconds=run.seconds(), **stats.result(), **named("valid", scores))
+        show(run, epoch, net, train.dataset, stats)
         checkpoint.save(epoch, scores["score"])
     test_once(run, checkpoint, test)
 

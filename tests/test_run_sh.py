@@ -188,6 +188,28 @@ def test_a_failed_run_is_reported_and_does_not_stop_the_others(tmp_path):
     assert "utils/report.py" in calls[-1]
 
 
+def test_the_time_left_is_that_of_the_work_left(tmp_path):
+    """Three runs of 10 epochs on 100 images, one of them with two networks; 8 s for the first ten of forty epochs."""
+    folder = stand_in(tmp_path / "a")
+    functions = (folder / "run.sh").read_text()
+    start = functions.index("plan()")
+    code = functions[start : functions.index("code_of()")]
+    (folder / "runs/a").mkdir(parents=True)
+    (folder / "runs/a/log.jsonl").write_text('{"epoch": 0}\n' * 10 + '{"split": "test", "best_epoch": 3}\n')
+    code += """
+    MODE=commands DONE=0
+    commands() {
+      echo python utils/x.py --epochs 5
+      echo python train_without_weight.py --run_dir runs --name a --train_csv l.csv --epochs 10
+      echo python train_co_teaching.py --name b --train_csv l.csv --epochs 10
+      echo python train_with_KDweight.py --name c --epochs 10
+    }
+    plan; SECONDS=8 STARTED=0 DONE=0; left
+    """
+    done = subprocess.run(["bash", "-euc", code], cwd=folder, capture_output=True, text=True)
+    assert done.stdout == "; 1 of 3 runs, about 24 s left", done.stderr
+
+
 def test_a_run_that_somebody_stopped_is_interrupted_not_failed(tmp_path):
     folder = stand_in(tmp_path / "a")
     done = sweep(folder, FAIL="co_teaching.py", CODE="75")
@@ -432,12 +454,12 @@ LAYERS = [
     {"errors", "interrupt"},
     {"logs"},
     {"args", "images", "lists"},
-    {"demo", "scores", "store"},
+    {"demo", "scores", "store", "averages", "page"},
     {"prepare_data", "add_noise", "check_data", "boundary"},
     {"metrics", "generate_noisy_label"},
     {"losses", "models"},
     {"optim", "methods", "checkpoint", "dataset"},
-    {"steps"},
+    {"steps", "pictures"},
     {"run"},
     {"evaluate", "predict_mask", "get_weight"},
     {"report"},

@@ -46,6 +46,7 @@ class TrainArgs:
         False
     )
     save_minutes: Annotated[float, "save inside an epoch too, this often; 0: only after it"] = 30.0
+    pictures: Annotated[int, "epochs between two pictures of a few training images; also after the last; 0: none"] = 10
     select: Annotated[Literal["best", "last"], "tested checkpoint: best on validation, or last"] = "best"
     theta0: Annotated[int, "boundary score: width of the boundary operator, odd"] = 3
     theta: Annotated[int, "boundary score: odd; (theta - 1) / 2 pixels of tolerance"] = 5
@@ -182,7 +183,7 @@ def check(args: TrainArgs) -> None:
     for flag in ("epochs", "batch_size", "classes", "width", "step_epochs", "accumulate"):
         if getattr(args, flag) < 1:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 1 or more")
-    for flag in ("size", "clip_value", "weight_decay", "cache_gb", "seed", "step_gamma", "save_minutes"):
+    for flag in ("size", "clip_value", "weight_decay", "cache_gb", "seed", "step_gamma", "save_minutes", "pictures"):
         if not getattr(args, flag) >= 0:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 0 or more")
     if args.workers < -1:

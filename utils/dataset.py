@@ -92,10 +92,14 @@ class ListDataset(Dataset):
         """Whether all images have the same height and width, so that they fit in batches."""
         return bool((self.shapes == self.shapes[0]).all())
 
+    def plain(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, 3) and mask (H, W) as they are before any augmentation, not to be written to."""
+        if self.images[i] is None:
+            return tuple(array for array, _ in self._decode(i))
+        return self.images[i], self.masks[i]
+
     def _augmented(self, i):
-        image, mask = self.images[i], self.masks[i]
-        if image is None:
-            image, mask = (array for array, _ in self._decode(i))
+        image, mask = self.plain(i)
         if self.augment is None:
             return image, mask
         return self.augment(image, mask, int(np.random.SeedSequence([self.seed, self.epoch, i]).generate_state(1)[0]))

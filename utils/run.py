@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader
 from utils.checkpoint import bare, image_keys, load_weights
 from utils.errors import InputError, RankError, first_line, out_of_memory, writing
 from utils.interrupt import loader_processes
-from utils.logs import read_jsonl, read_record, replace_text, to_disk
+from utils.logs import duration, read_jsonl, read_record, replace_text, to_disk
 from utils.models import build_model
 from utils.steps import Batches, Steps
 
 PACKAGES = ("torchvision", "segmentation-models-pytorch", "albumentations", "opencv-python-headless", "numpy", "pandas")
 # flags that may change between the parts of one run
-FREE = {"workers", "run_dir", "cache_gb", "cache_dir", "cpu", "save_minutes"}
+FREE = {"workers", "run_dir", "cache_gb", "cache_dir", "cpu", "save_minutes", "pictures"}
 
 
 class Run(Steps):
@@ -129,7 +129,10 @@ class Run(Steps):
             to_disk(file)  # before the checkpoint of this epoch
         self._tensorboard(row)
         shown = {k: v for k, v in row.items() if not isinstance(v, list)}
-        shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+        shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()]
+        to_do = self.args.epochs - 1 - row.get("epoch", self.args.epochs)
+        if to_do > 0 and "seconds" in row:
+            shown.append(f"left {duration(to_do * row['seconds'])}")
         print(f"{self.args.name}  {'  '.join(shown)}", flush=True)
 
     def _tensorboard(self, row):
@@ -214,69 +217,6 @@ class Run(Steps):
             return  # what is written there is about the processes that did it
         replace_text(path, json.dumps(now, indent=1) + "\n")
         replace_text(self.dir / "env.json", json.dumps(_environment(self.device, self.world), indent=1) + "\n")
-
-
-class Averages:
-    """Means over an epoch, summed where the tensors are, so that a training loop never waits for the device.
-
-    `constants` are what is known when the epoch begins. An epoch that is taken up inside goes on with what it had.
-    """
-
-    def __init__(self, run: Run, **constants):
-        self.run, self.constants, self.sums, self.left_out = run, constants, {}, [0, []]
-        run.carry("averages", self)
-
-    def state_dict(self) -> dict:
-        sums = {names: sums.cpu() for names, sums in self.sums.items()}
-        return {"constants": self.constants, "sums": sums, "left_out": self.left_out}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.constants, self.left_out = state["constants"], state["left_out"]
-        self.sums = {names: sums.to(self.run.device) for names, sums in state["sums"].items()}
-
-    def leave_out(self, images: list[str]) -> None:
-        """Count an update that --skip-nonfinite left out, and the images that caused it."""
-        self.left_out = [self.left_out[0] + 1, self.left_out[1] + images]
-
-    def add(self, noisy: Tensor | None = None, **values) -> None:
-        """Add (n,) tensors, or pairs (parts, wholes) of tensors whose ratio of sums is wanted.
-
-        With `noisy` (n,) (1, 0, or -1 unknown) each value also has a mean over clean and over noisy examples. A batch
-        that was left out counts nowhere.
-        """
-        if self.run.spoilt:
-            return
-        pairs = {name: value for name, value in values.items() if isinstance(value, tuple)}
-        for name, (part, whole) in pairs.items():
-            self._add(name, torch.stack([part.detach().sum(), whole.detach().sum()])[:, None].double())
-        names = [name for name in values if name not in pairs]
-        if not names:
-            return
-        # all means of a batch at once: a few small kernels, where one for each would hold up a fast device
-        each = torch.stack([values[name].detach() for name in names]).double()
-        kinds = torch.ones_like(each[:1]) if noisy is None else torch.stack([noisy >= -1, noisy == 0, noisy == 1])
-        parts, wholes = (each[:, None] * kinds).sum(2).flatten(), kinds.sum(1).repeat(len(names))
-        ends = [""] if noisy is None else ["", "_clean", "_noisy"]
-        self._add(",".join(name + end for name in names for end in ends), torch.stack([parts, wholes]))
-
-    def _add(self, names, sums):
-        self.sums[names] = self.sums[names] + sums if names in self.sums else sums
-
-    def result(self, prefix: str = "train_") -> dict[str, float]:
-        """The constants and {prefix + name: mean} over all processes; means of nothing are left out.
-
-        With --skip-nonfinite also how many updates were left out, and because of which images.
-        """
-        found = dict(self.constants)
-        if self.run.args.skip_nonfinite:
-            every = self.run.gather(self.left_out)
-            found["left_out"], found["left_out_images"] = every[0][0], sorted({i for _, some in every for i in some})
-        if not self.sums:
-            raise InputError(f"{self.run.dir}: no batch of an epoch had a finite loss; lower --learning-rate")
-        names = ",".join(self.sums).split(",")
-        parts, wholes = self.run.sum(torch.cat(list(self.sums.values()), 1)).tolist()
-        means = zip(names, parts, wholes, strict=True)
-        return found | {prefix + name: part / whole for name, part, whole in means if whole > 0}
 
 
 def _quiet_if_full(args):

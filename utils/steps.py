@@ -1,5 +1,6 @@
 """What a training loop does at every step: take a batch, make an update, and in between save or stop."""
 
+import math
 import os
 import random
 import sys
@@ -77,6 +78,7 @@ class Steps:
         self.resume_at = self.position = None  # (epoch, steps done): where to go on; what there is to save
         self.started = time.time()
         self.scalers, self.due, self.doubtful = {}, set(), deque()
+        self.recent = None  # the loss as the bar shows it, a moving average
         self.share, self.last, self.spoilt, self.images = 1.0, True, False, []
         self.buffers = {}
 
@@ -97,13 +99,15 @@ class Steps:
         if train:
             first = sampler.skip = self.resume_at[1] if self.resume_at and self.resume_at[0] == epoch else 0
             sampler.epoch = loader.dataset.epoch = epoch
+            self.images = (epoch, first, loader.dataset, [])
             self.resume_at, stop.saves = None, True
         for net in nets:
             net.train()
         text = f"epoch {epoch + 1}/{self.args.epochs}" if train else "evaluate"
         quiet = not self.main or not sys.stderr.isatty()
-        bar = tqdm(loader, text, len(sampler), leave=False, disable=quiet, initial=first)
-        for step, batch in enumerate(bar, first):
+        done, count = sampler.images(0, first), sampler.images(0, len(sampler))
+        bar = tqdm(desc=text, total=count, unit="img", leave=False, disable=quiet, initial=done)
+        for step, batch in enumerate(loader, first):
             if train:
                 self.position = (epoch, step) if step else None
             # gradients are not saved, so that there is no stop between batches that make one update
@@ -115,6 +119,10 @@ class Steps:
                 self._prepare(loader, epoch, step, index, nets)
             # rows of pixels become a channels-last batch without a copy
             yield batch | {"image": batch["image"].permute(0, 3, 1, 2)}
+            if train and self.recent is not None:
+                bar.set_postfix_str(f"loss {self.recent:.3f}", refresh=False)
+            bar.update(len(index))
+        bar.close()
         if train:
             self._settle()
             self.position = (epoch, len(sampler))
@@ -217,8 +225,9 @@ class Steps:
                 p.grad /= self.world
 
     def _usable(self, loss, net) -> bool:
-        finite = torch.isfinite(loss.detach())
+        loss = loss.detach()
         if self.args.skip_nonfinite:
+            finite = loss.isfinite()
             everywhere = finite.float()
             if self.world > 1:
                 dist.all_reduce(everywhere, dist.ReduceOp.MIN)
@@ -228,23 +237,24 @@ class Steps:
         event = None
         if self.device.type == "cuda":
             # the answer is fetched without waiting for it, and read when it is there
-            finite, event = finite.to("cpu", non_blocking=True), torch.cuda.Event()
+            loss, event = loss.to("cpu", non_blocking=True), torch.cuda.Event()
             event.record()
-        self.doubtful.append((finite, event, self.images))
+        self.doubtful.append((loss, event, self.images))
         self._settle(wait=False)
         return True
 
     def _settle(self, wait=True):
-        """Read whether the losses so far were finite: all of them, or those of which the answer is there."""
+        """Read the losses so far, all of them or those that have arrived: each must be finite."""
         while self.doubtful:
-            finite, event, images = self.doubtful[0]
+            loss, event, images = self.doubtful[0]
             if event is not None and wait:
                 event.synchronize()
             elif event is not None and not event.query():
                 return
             self.doubtful.popleft()
-            if not finite:
+            if not math.isfinite(loss):
                 self._stop_at(images)
+            self.recent = float(loss) if self.recent is None else 0.9 * self.recent + 0.1 * float(loss)
 
     def _stop_at(self, images):
         epoch, step, dataset, index = images
