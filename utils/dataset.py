@@ -43,7 +43,7 @@ class ListDataset(Dataset):
         self.noisy = noisy.astype(np.int64)
         stamps = self._stamp()
         self.real = [path for path, *_ in stamps[0]]
-        self.images, self.masks, self.shapes, labelled = self._open(cache_dir, cache_gb * 1e9, stamps)
+        self.images, self.masks, self.shapes, self.sizes, labelled = self._open(cache_dir, cache_gb * 1e9, stamps)
         if classes > 1 and not labelled:
             what = "no mask holds a class above 0 other than 255, which means ignore"
             raise InputError(f"{path}: {what}; for 0/255 masks use --classes 1")
@@ -98,6 +98,10 @@ class ListDataset(Dataset):
             return tuple(array for array, _ in self._decode(i))
         return self.images[i], self.masks[i]
 
+    def side(self) -> int:
+        """The median of the shorter sides of the image files, in pixels."""
+        return int(np.median(self.sizes.min(1)))
+
     def _augmented(self, i):
         image, mask = self.plain(i)
         if self.augment is None:
@@ -141,7 +145,7 @@ class ListDataset(Dataset):
                 evict(folder, 4 * room)
             if None in arrays:
                 arrays = [None] * len(self), [None] * len(self)
-            return *arrays, images.index["shapes"], bool(masks.index["labelled"])
+            return *arrays, images.index["shapes"], sizes[0], bool(masks.index["labelled"])
         finally:
             images.release()
             masks.release()
@@ -168,7 +172,7 @@ class ListDataset(Dataset):
             store.commit()
 
     def _fill_memory(self, room):
-        images, masks, shapes, labelled = [], [], [], False
+        images, masks, shapes, sizes, labelled = [], [], [], [], False
 
         def keep(image, mask):
             nonlocal room, labelled
@@ -176,10 +180,11 @@ class ListDataset(Dataset):
             images.append(image[0] if room >= 0 else None)
             masks.append(mask[0] if room >= 0 else None)
             shapes.append(mask[0].shape)
+            sizes.append(image[1])
             labelled = labelled or self._labels(mask[0])
 
         self._every(range(len(self)), self._decode, keep)
-        return images, masks, np.array(shapes), labelled
+        return images, masks, np.array(shapes), np.array(sizes), labelled
 
     def _every(self, rows, decode, keep):
         """keep(*decode(i)) for these rows, in order, and one InputError for all that are bad."""

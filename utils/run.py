@@ -90,7 +90,7 @@ class Run(Steps):
     def loader(self, dataset, train: bool = False) -> DataLoader:
         size = self.args.batch_size if dataset.one_shape() else 1
         if train:
-            self.about["images"] = image_keys(dataset.frame["img"])
+            self.about |= {"images": image_keys(dataset.frame["img"]), "side": dataset.side()}
         workers = self.args.workers
         if workers < 0:  # a list in memory is faster without them, and a CPU has better things to do
             cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

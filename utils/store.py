@@ -27,13 +27,13 @@ PARTS = ("index", "index.part", "data", "data.part", "lock")  # in the order in 
 _AHEAD = 64  # results that may wait for whoever takes them
 
 
-def in_threads(function: Callable, items: Iterable, workers: int = 0) -> Iterator:
-    """As map(function, items), by threads (0: as many as cores); few results wait, however many items there are."""
+def in_threads(function: Callable, items: Iterable, workers: int = 0, wait: int = _AHEAD) -> Iterator:
+    """As map(function, items), by threads (0: as many as cores); at most `wait` results wait to be taken."""
     with ThreadPoolExecutor(workers or min(16, len(os.sched_getaffinity(0)))) as pool:
         ahead = deque()
         for item in items:
             ahead.append(pool.submit(function, item))
-            if len(ahead) > _AHEAD:
+            if len(ahead) > wait:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
