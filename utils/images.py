@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils.errors import InputError
+from utils.errors import InputError, writing
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # of the images in a folder
 IGNORE = 255  # pixels of a many-class mask that count nowhere
 MAX_PIXELS = 178_956_970  # larger images are taken for decompression bombs; Pillow draws the line here too
 _MAX_BYTES = 8 * MAX_PIXELS  # four channels of 16 bits, not compressed
@@ -101,14 +102,31 @@ def to_binary(mask: np.ndarray, name="mask") -> np.ndarray:
 
 def write_mask(path, mask: np.ndarray, classes: int = 1) -> None:
     """Write (H, W) class indices as an 8-bit grey PNG, {0, 1} as 0 and 255; complete or not at all."""
+    write_picture(path, to_binary(mask) * np.uint8(255) if classes == 1 else mask.astype(np.uint8))
+
+
+def write_picture(path, picture: np.ndarray) -> None:
+    """Write (H, W) grey or (H, W, 3) RGB uint8 in the format of the path's suffix; complete or not at all."""
     path = Path(path)
-    grey = to_binary(mask) * np.uint8(255) if classes == 1 else mask.astype(np.uint8)
-    done, png = cv2.imencode(".png", grey)
+    try:
+        done, raw = cv2.imencode(path.suffix, picture if picture.ndim == 2 else picture[..., ::-1])
+    except cv2.error:  # a JPEG, for one, has at most 65535 pixels a side
+        done = False
     if not done:
-        raise InputError(f"{path}: the mask cannot be encoded as PNG")
+        raise InputError(f"{path}: a picture of {picture.shape[1]}x{picture.shape[0]} cannot be encoded")
+    write_bytes(path, raw.tobytes())
+
+
+def write_bytes(path, raw: bytes) -> None:
+    """Write a file complete or not at all; what was there stays if it cannot be written."""
+    path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(png.tobytes())
-    part.replace(path)
+    try:
+        with writing(path):
+            part.write_bytes(raw)
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:

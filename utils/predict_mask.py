@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -25,9 +24,11 @@ from utils.args import launch
 from utils.checkpoint import image_keys, load_network
 from utils.errors import InputError, report_bad_rows, warn
 from utils.images import read_image, resize_image, write_mask
+from utils.inference import to_mask, to_probability
 from utils.interrupt import loader_processes
 from utils.lists import read_list, unique_stems, write_list
 from utils.logs import read_record, replace_text
+from utils.sources import digest
 
 
 @dataclass
@@ -70,7 +71,7 @@ def main(args: Args) -> None:
     frame = read_list(args.list, ("img",))
     stems, out = unique_stems(frame, args.list), Path(args.out)
     paths = [out / f"{stem}.png" for stem in stems]
-    record = {"checkpoints": [f"{p} {_digest(p)}" for p in args.checkpoint]}
+    record = {"checkpoints": [f"{p} {digest(p)}" for p in args.checkpoint]}
     record |= {k: v for k, v in asdict(args).items() if k in ("folds", "trusted", "size", "precision")}
     record["images"] = hashlib.sha256("\n".join(frame["img"]).encode()).hexdigest()[:16]
     about = out / "teacher.json"
@@ -146,32 +147,15 @@ def _predict(frame, paths, nets, use, model, device, args):
         for k, net in enumerate(nets):
             if share[:, k].any():
                 with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-                    logits = net(image).float()
-                one = logits.sigmoid() if model["classes"] == 1 else logits.softmax(1)
-                probability = probability + one * share[:, k, None, None, None]
+                    logits = net(image)
+                probability = probability + to_probability(logits) * share[:, k, None, None, None]
         for (i, _, shape), p in zip(batch, probability.cpu().numpy(), strict=True):
             write_mask(paths[i], to_mask(p, shape), model["classes"])
     report_bad_rows(args.list, bad, "Correct or remove these rows.")
 
 
-def to_mask(probability: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(C, h, w) probabilities -> (H, W) uint8 class indices of `shape`: enlarged first, decided afterwards."""
-    if probability.shape[1:] != tuple(shape):
-        planes = [cv2.resize(p, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR) for p in probability]
-        probability = np.stack(planes)
-    return (probability[0] > 0.5).astype(np.uint8) if len(probability) == 1 else probability.argmax(0).astype(np.uint8)
-
-
 def _trained_on(images, state) -> np.ndarray:
     return torch.isin(image_keys(images), state.get("images", torch.empty(0, dtype=torch.int64))).numpy()
-
-
-def _digest(path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError:
-        raise InputError(f"{path}: no such checkpoint") from None
 
 
 if __name__ == "__main__":

@@ -27,11 +27,9 @@ from tqdm import tqdm
 from utils import demo
 from utils.args import launch_commands
 from utils.errors import InputError
-from utils.images import read_mask, write_mask
+from utils.images import SUFFIXES, read_mask, write_mask
 from utils.lists import read_list, unique_stems, write_list
 from utils.logs import read_record, replace_text
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 @dataclass
