@@ -95,7 +95,8 @@ def parse(cls, argv=None, doc=None):
     presets = getattr(cls, "PRESETS", None)
     if presets:  # a preset moves the defaults; flags given by hand still win
         parser.set_defaults(**presets[parser.parse_known_args(argv)[0].preset])
-    args = cls(**vars(parser.parse_args(argv)))
+    # flags may stand between two positional arguments, or between the words of one
+    args = cls(**vars(parser.parse_intermixed_args(argv)))
     if isinstance(args, TrainArgs):
         check(args)
     return args
@@ -170,7 +171,8 @@ def _add_flags(parser, cls) -> None:
     for f in fields(cls):
         kind, (text, *short) = hints[f.name].__origin__, hints[f.name].__metadata__
         if short == ["positional"]:
-            parser.add_argument(f.name, help=text, **_how(kind))
+            several = {"nargs": "*", "default": []} if f.default_factory is list else {}
+            parser.add_argument(f.name, help=text, **_how(kind) | several)
             continue
         names = dict.fromkeys([*short, "--" + f.name.replace("_", "-"), "--" + f.name])
         default = f.default_factory() if f.default_factory is not MISSING else f.default
