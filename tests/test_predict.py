@@ -91,8 +91,8 @@ def test_averages_mirrors_and_scales_reach_the_network(tmp_path):
     nets = [checkpoint(tmp_path / f"{seed}/best.pt", seed=seed) for seed in range(2)]
     image = photograph(tmp_path / "a.jpg")
     how = {"mode": "slide", "scales": (0.5, 1.0), "flip": True, "overlap": 0.25, "window": 16}
-    flags = "--mode slide --scales 0.5 1 --flip --overlap 0.25 --window 16 --probability".split()
-    run(nets[0], image, "--more", nets[1], "--out", tmp_path / "out", *flags)
+    flags = ["--mode", "slide", "--scales", "0.5", "1", "--flip", "--overlap", "0.25", "--window", "16"]
+    run(nets[0], image, "--more", nets[1], "--out", tmp_path / "out", "--probability", *flags)
     mean = np.mean([expected(net, image, **how) for net in nets], axis=0)[0]
     stored = cv2.imread(str(tmp_path / "out/a_prob.png"), cv2.IMREAD_UNCHANGED)
     assert np.abs(stored / 255 - mean).max() <= 0.51 / 255
