@@ -195,9 +195,10 @@ def test_the_same_command_does_what_is_left_and_other_settings_everything(tmp_pa
     assert not (out / "1_overlay.jpg").exists()  # it would show the mask before
     photograph(tmp_path / "in/2.png", seed=9)
     assert "1 image predicted; 2 were there already" in again("--flip")
-    (out / "predict.json").write_text(json.dumps({"images": 3}))
-    with pytest.raises(InputError, match="is not of this tool"):
-        again("--flip")
+    for damaged in ({"images": 3}, {"images": {"1": 3}}):
+        (out / "predict.json").write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match="is not of this tool"):
+            again("--flip")
 
 
 def test_predictions_inside_the_folder_of_images_are_no_images(tmp_path, capsys):

@@ -52,17 +52,20 @@ class Claim:
     """
 
     def __init__(self, out: Path, sources: list[Source], files: Callable, settings: dict, overwrite: bool = False):
-        self.out, self.settings = out, settings
+        self.out, text = out, json.dumps(settings, sort_keys=True)
+        self.settings = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.files = {source: files(source.name) for source in sources}
         self._check_unique()
-        made = read_record(out / "predict.json").get("images")
-        self.made = made if isinstance(made, dict) else {}
+        note = read_record(out / "predict.json")
+        self.made, self.known = (x if isinstance(x, dict) else {} for x in (note.get("images"), note.get("settings")))
+        self.made = {name: entry for name, entry in self.made.items() if _is_entry(entry)}
+        self.known[self.settings] = settings
         if not overwrite:
             self._check_foreign()
         self.todo = [source for source in sources if overwrite or not self._up_to_date(source)]
         for source in self.todo:  # claimed, but of no settings until it is complete
             files = list(dict.fromkeys(self.made.get(source.name, {}).get("files", []) + self.files[source]))
-            self.made[source.name] = {"image": str(source.path.absolute()), "settings": {}, "files": files}
+            self.made[source.name] = {"image": str(source.path.absolute()), "settings": "", "files": files}
         out.mkdir(parents=True, exist_ok=True)
         self.write_note()
 
@@ -75,7 +78,9 @@ class Claim:
 
     def write_note(self) -> None:
         """Keep what is known so far."""
-        replace_text(self.out / "predict.json", json.dumps({"images": self.made}, indent=1) + "\n")
+        used = {entry["settings"] for entry in self.made.values()} | {self.settings}
+        known = {key: settings for key, settings in self.known.items() if key in used}
+        replace_text(self.out / "predict.json", json.dumps({"settings": known, "images": self.made}, indent=1) + "\n")
 
     def _check_unique(self):
         images, owner = {source.path.resolve() for source in self.files}, {}
@@ -104,6 +109,10 @@ class Claim:
             return all((self.out / file).stat().st_mtime_ns >= newest for file in self.files[source])
         except OSError:  # one of them is missing
             return False
+
+
+def _is_entry(entry) -> bool:
+    return isinstance(entry, dict) and {"image", "settings", "files"} <= entry.keys()
 
 
 def digest(path) -> str:
