@@ -454,7 +454,7 @@ LAYERS = [
     {"errors", "interrupt"},
     {"logs"},
     {"args", "images", "lists"},
-    {"demo", "scores", "store", "averages", "page"},
+    {"demo", "scores", "store", "averages", "page", "inference", "overlay", "sources", "export"},
     {"prepare_data", "add_noise", "check_data", "boundary"},
     {"metrics", "generate_noisy_label"},
     {"losses", "models"},

@@ -12,6 +12,7 @@ from utils.errors import writing
 from utils.images import IGNORE
 from utils.lists import write_list
 from utils.losses import hard
+from utils.overlay import palette
 from utils.scores import pair_scores
 
 ROWS, CELL, GAP, TEXT = 6, 168, 8, 22
@@ -118,14 +119,12 @@ def _cells(image, mask, prediction, size, classes) -> list[np.ndarray]:
 
 
 def _colour(mask, classes) -> np.ndarray:
-    """(H, W) class indices -> (H, W, 3): grey for one class, else hues far apart, the ignored white."""
+    """(H, W) class indices -> (H, W, 3): light and dark grey for one class, else a colour each, the ignored white."""
     if classes == 1:
         return np.where(mask[..., None] > 0, BOTH, NEITHER).astype(np.uint8)
-    index = np.arange(256)
-    hue = (index * 111 % 180).astype(np.uint8)  # steps of 222 degrees: neighbours in number are far apart in hue
-    hsv = np.stack([hue, np.full(256, 170, np.uint8), (150 + 40 * (index % 3)).astype(np.uint8)], 1)
-    colours = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0]
-    colours[0], colours[IGNORE] = NEITHER, PAPER
+    colours = np.full((IGNORE + 1, 3), PAPER, np.uint8)
+    colours[:classes] = palette(classes)
+    colours[0] = NEITHER
     return colours[mask]
 
 
