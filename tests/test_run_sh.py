@@ -453,9 +453,9 @@ def test_a_real_sweep_interrupted_and_started_again_ends_with_the_same_table(tmp
 LAYERS = [
     {"errors", "interrupt"},
     {"logs"},
-    {"args", "images", "lists"},
-    {"demo", "scores", "store", "averages", "page", "inference", "overlay", "sources", "export"},
-    {"prepare_data", "add_noise", "check_data", "boundary"},
+    {"args", "images", "lists", "paired", "sweep"},
+    {"demo", "scores", "store", "averages", "page", "plots", "inference", "overlay", "sources", "export"},
+    {"prepare_data", "add_noise", "check_data", "boundary", "report_page"},
     {"metrics", "generate_noisy_label"},
     {"losses", "models"},
     {"optim", "methods", "checkpoint", "dataset"},

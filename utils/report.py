@@ -1,14 +1,15 @@
-"""Gathers the test lines of a sweep into one table: on the terminal, as table.md and table.csv, or into a page.
+"""Gathers the runs of a sweep, finished or not, into a page with tables and figures: report.html, table.md, table.csv.
 
 Run   python utils/report.py runs/demo-both
+      python utils/report.py runs/demo-both runs/demo-erode --score IoU --baseline decoupling --out runs/both
       python utils/report.py runs/demo-both --page benchmarks/nlkd.md --block demo
 """
 
-import re
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -16,61 +17,86 @@ if not __package__:
 import pandas as pd
 
 from utils.args import launch
-from utils.errors import InputError
+from utils.errors import InputError, warn
 from utils.get_weight import weight_report
 from utils.lists import read_list, write_list
-from utils.logs import read_jsonl, read_record, replace_text
-
-ORDER = ("teacher", "clean", "no_weight", "teacher_miou", "teacher_bf", "teacher_bm", "kd_miou", "kd_bf", "kd_bm")
-SCORES = {"test_iou": "IoU", "test_miou": "mIoU", "test_dice": "Dice", "test_bf": "BF"}
+from utils.logs import read_record, replace_text
+from utils.paired import COLUMNS, holm, paired_difference
+from utils.report_page import Weights, check_ours, write_report
+from utils.sweep import SCORES, Found, find_runs, frame_of, rank
 
 
 @dataclass
 class Args:
     runs: Annotated[list[str], "sweep folders, or single run folders", "positional"]
-    out: Annotated[str, "folder of table.md and table.csv; empty: the first of the runs"] = ""
+    out: Annotated[str, "folder of report.html, plots, table.md and table.csv; empty: the first of the runs"] = ""
+    score: Annotated[Literal["IoU", "mIoU", "Dice", "BF"], "score of the differences, curves and the closed gap"] = "BF"
+    baseline: Annotated[str, "row that the others are compared with, seed by seed"] = "no_weight"
     page: Annotated[str, "page whose block <!-- NAME --> ... <!-- /NAME --> is replaced by the tables"] = ""
     block: Annotated[str, "NAME of that block"] = ""
 
 
 def main(args: Args) -> pd.DataFrame:
-    """Write and print the table; returns it with one row a method and noise."""
-    found = collect(args.runs)
-    table = summary(found)
+    """Write the report and print the table; returns the table with one row a method and noise."""
+    runs = find_runs(args.runs)
+    found = frame_of(runs)
+    rows = sorted(set(found["row"]))
+    if args.baseline not in rows and args.baseline != "no_weight":
+        raise InputError(f"--baseline {args.baseline}: no such row; there are {', '.join(rows)}")
     out = Path(args.out or args.runs[0])
+    check_ours(out)
+    table = summary(found, args.score, args.baseline)
+    weights = read_weights(args.runs)
+    text = as_markdown(table, found, args.score, args.baseline) + weight_table(weights) + provenance(runs)
     write_list(table, out / "table.csv")
-    text = as_markdown(table, found) + weight_table(args.runs) + provenance(args.runs)
     replace_text(out / "table.md", text + "\n")
     if args.page:
         fill_block(Path(args.page), args.block, text)
-    print(text)
+    write_report(out, runs, found, table, weights, args.score, args.baseline, provenance(runs).strip())
+    print(f"{text}\n\nreport: {out / 'report.html'}")
     return table
 
 
-def weight_table(folders) -> str:
+def read_weights(folders) -> list[Weights]:
+    """The weight lists of the sweeps, with how well they find the noisy masks; warns of one that cannot be read."""
+    found, several = [], len(folders) > 1
+    for path in sorted(p for folder in folders for p in Path(folder).glob("weights/*score.csv")):
+        try:
+            frame = read_list(path, ("img", "weight"))
+        except InputError as error:
+            warn(str(error))
+            continue
+        name = path.stem.replace("_weight", "")
+        noisy = frame["iterations"].to_numpy() > 0 if "iterations" in frame else None
+        weight = frame["weight"].to_numpy()
+        quality = {} if noisy is None else weight_report(weight, noisy)
+        above = Path(os.path.abspath(path)).parents[1].name
+        found.append(Weights(f"{above}/{name}" if several else name, weight, noisy, quality))
+    return found
+
+
+def weight_table(weights: list[Weights]) -> str:
     """How well the weight lists of the sweeps find the noisy masks, as a table; nothing where the noise is unknown."""
     lines = []
-    for path in sorted(p for folder in folders for p in Path(folder).glob("weights/*score.csv")):
-        frame = read_list(path, ("img", "weight"))
-        noisy = frame["iterations"].to_numpy() > 0 if "iterations" in frame else None
-        found = {} if noisy is None else weight_report(frame["weight"].to_numpy(), noisy)
-        if found:
-            size = f"{found['effective_size']:.0f} of {len(frame)}"
-            scores = f"{found['auroc']:.4f} | {found['ap']:.4f} | {found['noisy_share']:.3f}"
-            lines.append(f"| {path.stem.replace('_weight', '')} | {scores} | {size} |")
+    for one in weights:
+        if one.quality:
+            size = f"{one.quality['effective_size']:.0f} of {len(one.weight)}"
+            scores = f"{one.quality['auroc']:.4f} | {one.quality['ap']:.4f} | {one.quality['noisy_share']:.3f}"
+            lines.append(f"| {_cell(one.name)} | {scores} | {size} |")
     head = "\n\n| weights | AUROC clean | AP clean | noisy share of weight | effective size |\n|---|---|---|---|---|\n"
     return head + "\n".join(lines) if lines else ""
 
 
-def provenance(folders) -> str:
+def provenance(runs: list[Found]) -> str:
     """Commits, torch and machine of the runs, in one line."""
     found = {}
-    for path in sorted(p for folder in folders for p in Path(folder).rglob("env.json")):
-        env = read_record(path)
+    for run in runs:
+        env = read_record(run.folder / "env.json")
         if env:
-            dirty = " with local changes" if env["dirty"] else ""
-            found |= {f"commit {env['commit'][:10] or 'unknown'}{dirty}, torch {env['torch']}, {env['device']}": None}
-    return f"\n\nMeasured: {'; '.join(found)}."
+            dirty = " with local changes" if env.get("dirty") else ""
+            commit = str(env.get("commit") or "unknown")[:10]
+            found[f"commit {commit}{dirty}, torch {env.get('torch', '?')}, {env.get('device', '?')}"] = None
+    return f"\n\nMeasured: {'; '.join(found)}." if found else ""
 
 
 def fill_block(page: Path, name: str, text: str) -> None:
@@ -83,84 +109,98 @@ def fill_block(page: Path, name: str, text: str) -> None:
     replace_text(page, f"{before}{start}\n{text}\n{end}{after}")
 
 
-def collect(folders) -> pd.DataFrame:
-    """One row a run: `noise` and `row` from its name (noise60/kd_bf_s0), `seed`, `state`, and the scores it reached."""
-    rows = []
-    for folder in map(Path, folders):
-        for path in sorted(folder.rglob("args.json")):
-            args = read_record(path)
-            if not args:
-                continue  # cut off by a power cut, before anything was trained
-            log = read_jsonl(path.with_name("log.jsonl"))
-            test = next((line for line in log if line.get("split") == "test"), {})
-            name = re.sub(r"_s\d+$", "", path.parent.name)
-            epochs = sum("epoch" in line for line in log)
-            if epochs == args["epochs"] and not args.get("test_csv", "yes"):
-                continue  # a teacher of a fold: trained, never tested
-            state = "finished" if test else f"{epochs} of {args['epochs']} epochs"
-            above = path.parent.parent.name
-            row = {"noise": above if above.startswith("noise") else "", "row": name, "seed": args["seed"]}
-            row |= {"state": state, "epoch": test.get("best_epoch")}
-            rows.append(row | {column: test.get(key) for key, column in SCORES.items()})
-    if not any(True for folder in folders for _ in Path(folder).rglob("args.json")):
-        raise InputError(f"{', '.join(map(str, folders))}: no run folder there (a run has an args.json)")
-    return pd.DataFrame(rows, columns=["noise", "row", "seed", "state", "epoch", *SCORES.values()])
+def summary(found: pd.DataFrame, score: str = "BF", baseline: str = "no_weight") -> pd.DataFrame:
+    """Mean and standard deviation over seeds of every row, the gap it closed, and its difference to the baseline.
 
-
-def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over seeds of every row, and the share of the gap between `no_weight` and `clean`.
-
-    `closed` = (BF - BF of no_weight) / (BF of clean - BF of no_weight), from the means of the seeds that all three
-    share; empty where the gap is below 0.005 or a row is missing.
+    `closed` = (score - that of no_weight) / (that of clean - that of no_weight), from the means of the seeds that all
+    three share; empty where the gap is below 0.005 or a row is missing. The other columns are those of
+    `utils.paired.paired_difference`, with `p_holm` corrected for all comparisons in the table.
     """
-    rank = {name: i for i, name in enumerate(ORDER)}
     done = found[found["state"] == "finished"]
     rows = []
-    for (noise, name), runs in done.groupby(["noise", "row"]):
-        row = {"noise": noise.removeprefix("noise"), "row": name, "seeds": len(runs)}
-        for score in SCORES.values():
-            row |= {score: runs[score].mean(), f"{score} std": runs[score].std() if len(runs) > 1 else None}
-        row["closed"] = _closed(runs, _of(done, noise, "no_weight"), _of(done, None, "clean"))
+    for (sweep, noise, name), runs in done.groupby(["sweep", "noise", "row"]):
+        own = done[done["sweep"] == sweep]
+        row = {"sweep": sweep, "noise": noise.removeprefix("noise"), "row": name, "seeds": len(runs)}
+        for column in SCORES.values():
+            row |= {column: runs[column].mean(), f"{column} std": runs[column].std() if len(runs) > 1 else None}
+        row["closed"] = _closed(runs, _of(own, noise, "no_weight"), _of(own, None, "clean"), score)
+        base = _of(own, noise, baseline)
+        if name not in ("teacher", "clean", baseline) and len(base):
+            row |= paired_difference(runs.set_index("seed")[score], base.set_index("seed")[score])
         rows.append(row)
-    table = pd.DataFrame(rows, columns=_columns())
-    order = table["row"].map(lambda name: rank.get(name, len(rank)))
-    kind = table["row"].map({"teacher": 0, "clean": 1}).fillna(2)
-    keys = pd.DataFrame({"k": kind, "n": table["noise"], "o": order, "r": table["row"]})
-    return table.loc[keys.sort_values(["k", "n", "o", "r"]).index].reset_index(drop=True)
+    scores = [name for column in SCORES.values() for name in (column, f"{column} std")]
+    table = pd.DataFrame(rows, columns=["sweep", "noise", "row", "seeds", *scores, "closed", *COLUMNS])
+    table["p_holm"] = holm(table["p"])
+    table["pairs"] = table["pairs"].astype("Int64")
+    table = _ordered(table)
+    return table if found["sweep"].any() else table.drop(columns="sweep")
 
 
-def as_markdown(table: pd.DataFrame, found: pd.DataFrame) -> str:
-    """The table for a page: mean +- std over seeds, and below it what is not finished."""
-    if found.empty:
+def as_markdown(table: pd.DataFrame, found: pd.DataFrame, score: str = "BF", baseline: str = "no_weight") -> str:
+    """The table for a page: mean +- std over seeds, differences where there are several, and what is not finished."""
+    if (found["state"] == "trained").all():
         return "no tested runs"
-    lines = ["| noise % | row | IoU | mIoU | Dice | BF | BF gap closed | seeds |", "|---|---|---|---|---|---|---|---|"]
+    first = ["sweep"] if "sweep" in table else []
+    head = [*first, "noise %", "row", *SCORES.values(), f"{score} gap closed", "seeds"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in table.to_dict("records"):
-        scores = [_number(row[score], row[f"{score} std"]) for score in SCORES.values()]
+        scores = [_number(row[column], row[f"{column} std"]) for column in SCORES.values()]
         closed = "" if pd.isna(row["closed"]) else f"{row['closed']:.0%}"
-        lines.append(f"| {' | '.join([row['noise'], row['row'], *scores, closed, str(row['seeds'])])} |")
-    rest = found[found["state"] != "finished"]
-    lines += [f"\nnot finished: {r.noise}/{r.row}, seed {r.seed}: {r.state}" for r in rest.itertuples()]
+        cells = [*(row[name] for name in first), row["noise"], row["row"], *scores, closed, str(row["seeds"])]
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    lines += _differences(table, first, score, baseline)
+    rest = found[~found["state"].isin(["finished", "trained"])]
+    for r in rest.itertuples():
+        what = r.note if r.state == "unfinished" else ", ".join(filter(None, (r.state, r.note)))
+        lines.append(f"\nnot finished: {'/'.join(filter(None, (r.sweep, r.noise, r.row)))}, seed {r.seed}: {what}")
     return "\n".join(lines)
 
 
-def _columns():
-    scores = [name for score in SCORES.values() for name in (score, f"{score} std")]
-    return ["noise", "row", "seeds", *scores, "closed"]
+def _differences(table, first, score, baseline):
+    """A second table, for rows that have two seeds or more in common with the baseline."""
+    rows = table[table["p"].notna()]
+    if rows.empty:
+        return []
+    head = [*first, "noise %", "row", f"{score} - {score} of {baseline}", "95 % interval", "p", "p (Holm)", "pairs"]
+    lines = ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for r in rows.to_dict("records"):
+        cells = [*(r[name] for name in first), r["noise"], r["row"], f"{r['difference']:+.3f}"]
+        cells += [f"{r['low']:+.3f} to {r['high']:+.3f}", _p(r["p"]), _p(r["p_holm"]), str(r["pairs"])]
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    return lines
+
+
+def _p(value) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _cell(text) -> str:
+    return text.replace("|", "\\|")
+
+
+def _ordered(table):
+    kind = table["row"].map({"teacher": 0, "clean": 1}).fillna(2)
+    ratio = pd.to_numeric(table["noise"], errors="coerce")
+    keys = pd.DataFrame({"s": table["sweep"], "k": kind, "f": ratio, "n": table["noise"]})
+    keys = keys.assign(o=table["row"].map(rank), r=table["row"])
+    return table.loc[keys.sort_values(list(keys)).index].reset_index(drop=True)
 
 
 def _of(done, noise, name):
     return done[(done["row"] == name) & ((done["noise"] == noise) if noise is not None else True)]
 
 
-def _closed(runs, low, high):
+def _closed(runs, low, high, score):
     seeds = set(runs["seed"]) & set(low["seed"]) & set(high["seed"])
     if not seeds or runs["row"].iloc[0] in ("teacher", "clean", "no_weight"):
         return None
-    mean, bottom, top = (frame[frame["seed"].isin(seeds)]["BF"].mean() for frame in (runs, low, high))
+    mean, bottom, top = (frame[frame["seed"].isin(seeds)][score].mean() for frame in (runs, low, high))
     return (mean - bottom) / (top - bottom) if abs(top - bottom) >= 0.005 else None
 
 
 def _number(mean, std):
+    if pd.isna(mean):
+        return ""
     return f"{mean:.3f}" if std is None or pd.isna(std) else f"{mean:.3f} ± {std:.3f}"
 
 

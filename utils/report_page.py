@@ -1,0 +1,235 @@
+"""The page of a report: what stands in its tables, which figures it has, and the newest pictures of some runs."""
+
+import os
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from utils.errors import InputError, writing
+from utils.logs import replace_text
+from utils.page import data_uri, encode, write_page
+from utils.plots import MADE_BY, against_noise, curves, histograms, render, schedules
+from utils.sweep import SCORES, STATES, printable, rank, sweep_names
+
+BOUNDS = ("clean", "teacher")  # what no row of the comparison had: clean masks, or those of the trusted list
+EXAMPLES, WIDEST = 6, 1400  # runs whose pictures are shown; pixels
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weight list: weights (n,), which masks are noisy (n,) bool or None, and `utils.get_weight.weight_report`."""
+
+    name: str
+    weight: np.ndarray
+    noisy: np.ndarray | None
+    quality: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure in the page: `light` and `dark` are addresses that hold the picture."""
+
+    name: str
+    title: str
+    light: str
+    dark: str
+
+
+def write_report(out: Path, runs, found, table, weights, score: str, baseline: str, measured: str) -> None:
+    """Write report.html, and every figure as PNG and SVG into OUT/plots; existing ones of this tool are replaced.
+
+    `found` has a line for each of `runs`, `table` is the summary, `measured` says where the runs were made.
+    """
+    figures = _draw(out / "plots", runs, table, weights, score)
+    states = found["state"].value_counts()
+    write_page(
+        out / "report.html",
+        "report.html",
+        made_by=MADE_BY,
+        title=printable(Path(os.path.abspath(out)).name),
+        counts=[(state, int(states[state])) for state in STATES if state in states],
+        table=result_rows(table),
+        scores=list(SCORES.values()),
+        score=score,
+        baseline=baseline,
+        compared=bool(table["pairs"].notna().any()),
+        comparisons=int(table["p"].notna().sum()),
+        several=bool(found["sweep"].any()),
+        weights=weights,
+        figures=figures,
+        examples=_examples(runs, table, score, baseline),
+        runs=_run_rows(runs, found, out),
+        shared=_shared(runs),
+        measured=measured,
+    )
+
+
+def check_ours(out: Path) -> None:
+    """InputError if what stands at the place of the report, or of a figure, was not written by this tool."""
+    for path in [out / "report.html", *sorted((out / "plots").glob("*.[ps][nv]g"))]:
+        if path.exists():
+            with path.open("rb") as file:
+                ours = MADE_BY.encode() in file.read(4096)
+            if not ours:
+                raise InputError(f"{path}: exists and was not written by this tool; choose another --out")
+
+
+def result_rows(table: pd.DataFrame) -> list[dict]:
+    """The lines of the summary as dicts, NaN as None; `best` names the scores in which a row leads its noise ratio.
+
+    Rows that look the same (three decimals) lead together; `clean` and `teacher` never do, nor does a single row.
+    """
+    best = {index: set() for index in table.index}
+    rows = table[~table["row"].isin(BOUNDS)]
+    for _, group in rows.groupby([name for name in ("sweep", "noise") if name in table]):
+        for column in SCORES.values():
+            shown = group[column].round(3)
+            for index in shown.index[shown == shown.max()] if shown.nunique() > 1 else []:
+                best[index].add(column)
+    lines = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [line | {"best": best[index]} for index, line in zip(table.index, lines, strict=True)]
+
+
+def _draw(folder, runs, table, weights, score):
+    """Every figure that the runs have something for, written and ready for the page, by section."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = {}
+    plan = tqdm(_planned(runs, table, weights, score), "figures", disable=None, leave=False, delay=1)
+    for section, name, title, draw in plan:
+        figure = draw()
+        if figure is None:
+            continue
+        light, dark, png = render(figure)
+        replace_text(folder / f"{name}.svg", light)
+        replace_text(folder / f"{name}-dark.svg", dark)
+        _replace(folder / f"{name}.png", png)
+        addresses = [data_uri(svg.encode(), "image/svg+xml") for svg in (light, dark)]
+        sections.setdefault(section, []).append(Drawn(name, title, *addresses))
+    return sections
+
+
+def _planned(runs, table, weights, score):
+    """[(section, file name, title, function that draws)]; a function returns None where it has nothing to show."""
+    found, sweeps = [], sweep_names(runs)
+    for sweep in dict.fromkeys(sweeps.values()):
+        own = [run for run in runs if sweeps[run.sweep] == sweep]
+        lines = table[table["sweep"] == sweep] if "sweep" in table else table
+        for noise, rows in _by_noise(own).items():
+            ratio = f"{noise.removeprefix('noise')} % noise" if noise else ""
+            found += _planned_curves(rows, score, _slug(sweep, noise), ", ".join(filter(None, (sweep, ratio))))
+        end = _slug(sweep)
+        found.append(("noise", f"against_noise{end}", sweep, partial(against_noise, lines)))
+        found.append(("schedules", f"schedules{end}", sweep, partial(schedules, own)))
+    lists = {one.name: (one.weight, one.noisy) for one in weights}
+    found.append(("weights", "weights", "", partial(histograms, lists)))
+    return found
+
+
+def _planned_curves(rows, score, end, title):
+    references = {name: rows[name] for name in ("no_weight", "clean") if name in rows}
+    valid = {f"valid_{score.lower()}": "mean over seeds"}
+    split = {"train_loss_clean": "clean masks", "train_loss_noisy": "noisy masks"}
+    if not any(run.series(key) for some in rows.values() for run in some for key in split):
+        split = {"train_loss": "mean over seeds"}  # nobody knows which masks are noisy
+    weight = {"train_weight_clean": "clean masks", "train_weight_noisy": "noisy masks"}
+    picked = {"train_kept": "images that are kept, of all", "train_purity": "clean masks, of those kept"}
+    return [
+        ("valid", f"learning_curves{end}", title, partial(curves, rows, valid, f"{score} on validation", references)),
+        ("loss", f"training_loss{end}", title, partial(curves, rows, split, "training loss (nats a pixel)", {})),
+        ("counted", f"weights_in_training{end}", title, partial(curves, rows, weight, "mean weight (0 to 1)", {})),
+        ("kept", f"selection{end}", title, partial(curves, rows, picked, "share (0 to 1)", {})),
+    ]
+
+
+def _by_noise(runs):
+    """{noise: {row: runs}} in the tables' order; `clean` joins every ratio, teachers stand where nothing else is."""
+    ranked = sorted(runs, key=lambda run: (rank(run.row), run.row))
+    others = [run for run in ranked if run.row not in BOUNDS and not run.row.startswith("folds")]
+    grouped = {}
+    for noise in sorted({run.noise for run in others or ranked}, key=_natural):
+        chosen = [run for run in ranked if run.noise == noise or run.row == "clean"]
+        for run in chosen if not others else [run for run in chosen if run in others or run.row == "clean"]:
+            grouped.setdefault(noise, {}).setdefault(run.row, []).append(run)
+    return grouped
+
+
+def _examples(runs, table, score, baseline):
+    """(caption, address) of the newest picture of a few runs: the baseline, then the best rows at the highest noise."""
+    reached = {(line["noise"], line["row"]): line[score] for line in table.to_dict("records")}
+
+    def order(run):
+        noise = run.noise.removeprefix("noise")
+        ratio = float(noise) if noise.isdigit() else -1.0
+        return -ratio, run.row != baseline, -reached.get((noise, run.row), -1.0), run.row, run.seed
+
+    found, seen = [], set()
+    for run in sorted(runs, key=order):
+        kind = (run.sweep, run.noise, run.row)
+        paths = sorted(run.folder.glob("pictures/epoch_*.png"), key=lambda path: _natural(path.stem))
+        picture = None if kind in seen or not paths else _small(paths[-1])
+        if picture is not None:
+            seen.add(kind)
+            name = "/".join(filter(None, (run.noise, run.row)))
+            found.append((f"{name}, seed {run.seed}, {printable(paths[-1].stem)}", data_uri(encode(picture))))
+        if len(found) == EXAMPLES:
+            break
+    return found
+
+
+def _small(path):
+    picture = (
+        cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
+    )
+    if picture is None:
+        return None  # cut off while it was written
+    scale = min(1.0, WIDEST / picture.shape[1], 16_000 / picture.shape[0])  # WebP ends at 16383 pixels
+    if scale < 1:
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _run_rows(runs, found, out):
+    rows = []
+    for run, line in zip(runs, found.astype(object).where(found.notna(), None).to_dict("records"), strict=True):
+        seconds, best = list(run.series("seconds").values()), run.best_epoch()
+        link = quote(os.path.relpath(run.folder, os.path.abspath(out))) + "/" if run.folder.is_dir() else ""
+        log = quote(os.path.relpath(run.log, os.path.abspath(out))) if run.log else ""
+        own = {"link": link, "log": log, "best": None if best is None else best + 1, "name": printable(run.folder.name)}
+        rows.append(line | own | {"seconds": float(np.median(seconds)) if seconds else None})
+    return rows
+
+
+def _shared(runs):
+    """{flag: value} of the settings that all runs have in common; lists and names are left out."""
+    known = [run.args for run in runs if run.args]
+    same = {k: v for k, v in (known[0] if known else {}).items() if all(k in a and a[k] == v for a in known)}
+    return {
+        k: v
+        for k, v in sorted(same.items())
+        if not isinstance(v, dict | list) and not k.endswith(("_csv", "name", "_dir"))
+    }
+
+
+def _slug(*parts) -> str:
+    return "".join("-" + re.sub(r"[^A-Za-z0-9_.+-]+", "_", part) for part in parts if part)
+
+
+def _natural(text):
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]
+
+
+def _replace(path, content):
+    part = path.with_name(f".{path.name}.writing")
+    try:
+        with writing(path):
+            part.write_bytes(content)
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
