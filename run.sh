@@ -303,7 +303,7 @@ sweep() {
   for ratio in $NOISE; do one_ratio "$ratio"; done
   finish
   stage utils/report.py "$LOGS"
-  [ -n "$DRY_RUN" ] || echo "done in $((SECONDS - STARTED)) s; the table is in $LOGS/table.md and table.csv"
+  [ -n "$DRY_RUN" ] || echo "done in $((SECONDS - STARTED)) s; the report is $LOGS/report.html, its table in table.md and table.csv"
 }
 
 one_ratio() { # every row of one noise ratio, all seeds; those that need no weights while the teacher is trained

@@ -109,6 +109,7 @@ def against_noise(table: pd.DataFrame) -> Figure:
         panel.set_xlabel("noisy training masks (%)", color=INK, fontsize=9)
         panel.set_ylabel(f"{score} on the test list", color=INK, fontsize=9)
         _plain(panel)
+        panel.set_xticks(sorted(table.loc[~level, "noise"].astype(float).unique()))
     _legend(figure, handles, [*names, *table.loc[level, "row"]], loc="center left", bbox_to_anchor=(0.81, 0.5), ncols=1)
     return figure
 
@@ -207,8 +208,8 @@ def _plain(panel):
 
 
 def _label(figure, panels, x, y):
-    figure.supxlabel(x, fontsize=9, color=INK, y=0.02, va="bottom")
-    figure.supylabel(y, fontsize=9, color=INK, x=0.004, ha="left")
+    figure.supxlabel(x, fontsize=9, color=INK, y=0.06 / figure.get_figheight(), va="bottom")
+    figure.supylabel(y, fontsize=9, color=INK, x=0.06 / figure.get_figwidth(), ha="left")
 
 
 def _legend(owner, handles, names, **where):

@@ -2,8 +2,10 @@
 
 import os
 import re
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from urllib.parse import quote
 
@@ -100,19 +102,33 @@ def result_rows(table: pd.DataFrame) -> list[dict]:
 def _draw(folder, runs, table, weights, score):
     """Every figure that the runs have something for, written and ready for the page, by section."""
     folder.mkdir(parents=True, exist_ok=True)
-    sections = {}
-    plan = tqdm(_planned(runs, table, weights, score), "figures", disable=None, leave=False, delay=1)
-    for section, name, title, draw in plan:
-        figure = draw()
-        if figure is None:
+    sections, plan = {}, _planned(runs, table, weights, score)
+    rendered = tqdm(_rendered([draw for *_, draw in plan]), "figures", len(plan), disable=None, leave=False, delay=1)
+    for (section, name, title, _), pictures in zip(plan, rendered, strict=True):
+        if pictures is None:
             continue
-        light, dark, png = render(figure)
+        light, dark, png = pictures
         replace_text(folder / f"{name}.svg", light)
         replace_text(folder / f"{name}-dark.svg", dark)
         _replace(folder / f"{name}.png", png)
         addresses = [data_uri(svg.encode(), "image/svg+xml") for svg in (light, dark)]
         sections.setdefault(section, []).append(Drawn(name, title, *addresses))
     return sections
+
+
+def _rendered(draws):
+    """The pictures of every figure in turn; processes share them where there are so many that starting them pays."""
+    workers = min(8, len(os.sched_getaffinity(0)), len(draws) // 8)
+    if workers < 2:
+        yield from map(_render, draws)
+        return
+    with ProcessPoolExecutor(workers, get_context("forkserver")) as pool:
+        yield from pool.map(_render, draws)
+
+
+def _render(draw):
+    figure = draw()
+    return None if figure is None else render(figure)
 
 
 def _planned(runs, table, weights, score):
