@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from functools import partial
 
 import cv2
 import numpy as np
@@ -17,7 +18,8 @@ from scipy import stats
 from utils import report
 from utils.errors import InputError
 from utils.paired import holm, paired_difference
-from utils.report_page import result_rows
+from utils.plots import schedules
+from utils.report_page import rendered, result_rows
 from utils.sweep import find_runs, frame_of
 
 HOSTILE = "a<script>alert(1)</script> |$x ü"
@@ -246,6 +248,14 @@ def test_a_page_holds_everything_and_names_are_text(tmp_path):
     links = re.findall(r'<a href="([^"#]+)"', page)
     assert links and not any(re.match(r"[a-z]+:|/", link) for link in links)
     assert "\\|$x ü" in (tmp_path / "table.md").read_text()
+
+
+def test_figures_are_the_same_from_one_process_and_from_several(tmp_path):
+    write_run(tmp_path, "noise60/kd_bf_s0", 0.5)
+    draw = partial(schedules, find_runs([tmp_path]))
+    (alone,) = rendered([draw])
+    assert list(rendered([draw] * 3, workers=2)) == [alone] * 3
+    assert alone[0] != alone[1] and alone[2].startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])

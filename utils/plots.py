@@ -31,6 +31,7 @@ TEXT = {
     "hatch.linewidth": 0.6,
 }
 WIDTH, PANEL, HEAD, FOOT = 10.4, 1.75, 0.55, 0.5  # inches
+Rows = dict[str, list[Found]]  # the runs of every row
 LONGEST = 26  # characters of a name that a panel has room for
 
 
@@ -48,36 +49,39 @@ def render(figure: Figure) -> tuple[str, str, bytes]:
     return light, dark, png.getvalue()
 
 
-def curves(rows: dict[str, list[Found]], keys: dict[str, str], unit: str, references: dict[str, list[Found]]) -> Figure:
+def curves(rows: Rows, keys: dict[str, str], unit: str, references: Rows) -> Figure | None:
     """A panel for each row: numbers of the log over the epochs, thin for a seed, bold for the mean over seeds.
 
-    `keys` maps up to two keys of the log to what they are called; `references` are rows whose mean of the first key is
-    drawn into every panel. `unit` is the label of the y axis. None if no run has any of the keys.
+    `keys` maps up to three keys of the log to what they are called; the third is for rows without the first two.
+    `references` are rows whose mean of the first key is drawn into every panel. `unit` is the label of the y axis.
+    None if no run has any of the keys.
     """
     rows = {name: runs for name, runs in rows.items() if any(run.series(key) for run in runs for key in keys)}
     if not rows:
         return None
     figure, panels = _grid(rows)
-    styles = dict(zip(keys, ((BLUE, "-"), (ORANGE, (0, (4, 1)))), strict=False))
+    looks = dict(zip(keys, ((BLUE, "-"), (ORANGE, (0, (4, 1))), (INK, "-.")), strict=False))
+    styles = {}
     dashes = dict(zip(references, ("--", ":"), strict=False))
     behind = [(name, _mean(references[name], next(iter(keys))), dash) for name, dash in dashes.items()]
     for panel, (name, runs) in zip(panels, rows.items(), strict=True):
         for other, mean, dash in behind:
             if other != name and len(mean):
                 panel.plot(mean.index + 1, mean, color=SOFT, linestyle=dash, linewidth=1.1)
-        for key, (colour, dash) in styles.items():
-            panel.plot(*_joined(runs, key), color=colour, linewidth=0.6, alpha=0.55)
-            mean = _mean(runs, key)
-            alone = {"marker": "o", "markersize": 4} if len(mean) == 1 else {}
-            panel.plot(mean.index + 1, mean, color=colour, linestyle=dash, linewidth=1.9, **alone)
+        there = [key for key in keys if any(run.series(key) for run in runs)]
+        own = [key for key in there if key in list(keys)[:2]] or there
+        for key in own:
+            styles[key] = looks[key]
+            _draw_seeds(panel, runs, key, *looks[key])
+    panels[0].set_xlim(0.5, max(epoch for runs in rows.values() for run in runs for epoch in run.epochs) + 1.5)
     handles = [Line2D([], [], color=c, linestyle=d, linewidth=1.9) for c, d in styles.values()]
     handles += [Line2D([], [], color=SOFT, linestyle=dash, linewidth=1.1) for _, mean, dash in behind if len(mean)]
-    _legend(figure, handles, [*keys.values(), *(name for name, mean, _ in behind if len(mean))])
+    _legend(figure, handles, [*(keys[key] for key in styles), *(name for name, mean, _ in behind if len(mean))])
     _label(figure, panels, "epoch", unit)
     return figure
 
 
-def against_noise(table: pd.DataFrame) -> Figure:
+def against_noise(table: pd.DataFrame) -> Figure | None:
     """Mean test scores of the rows over the noise ratio, with their deviation over seeds; None with one ratio only.
 
     `table` has a row and a ratio (text, %) a line, as `utils.report.summary` makes it. Rows without a ratio of their
@@ -105,7 +109,7 @@ def against_noise(table: pd.DataFrame) -> Figure:
         for line, dash in zip(table[level].itertuples(), (":", "-."), strict=False):
             value = table.loc[line.Index, score]
             handles.append(panel.axhline(value, color=SOFT, linestyle=dash, linewidth=1.3))
-        panel.set_title(score, loc="left", color=INK, fontsize=9)
+        panel.set_title(score, loc="left", color=INK, fontsize=9, y=1)
         panel.set_xlabel("noisy training masks (%)", color=INK, fontsize=9)
         panel.set_ylabel(f"{score} on the test list", color=INK, fontsize=9)
         _plain(panel)
@@ -114,7 +118,7 @@ def against_noise(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def schedules(runs: list[Found]) -> Figure:
+def schedules(runs: list[Found]) -> Figure | None:
     """The student's share T, the share that co-teaching drops, and the learning rate over the epochs; None without any.
 
     Runs with the same curve are one line, which names their rows.
@@ -149,7 +153,7 @@ def schedules(runs: list[Found]) -> Figure:
     return figure
 
 
-def histograms(lists: dict[str, tuple[np.ndarray, np.ndarray | None]]) -> Figure:
+def histograms(lists: dict[str, tuple[np.ndarray, np.ndarray | None]]) -> Figure | None:
     """A panel for each weight list: how many clean (filled) and noisy (hatched) masks have which weight.
 
     `lists` maps a name to weights (n,) in [0, 1] and which masks are noisy (n,) bool, None if that is unknown.
@@ -188,6 +192,9 @@ def _grid(named, columns=4):
             _short(name, LONGEST * 4 // columns), loc="left", color=INK, fontsize=9, parse_math=False, pad=3
         )
         _plain(panel)
+    for panel in panels:  # places that are given need not be sought, which is a third of the time of a figure
+        panel.xaxis.set_label_coords(0.5, -0.2)
+        panel.yaxis.set_label_coords(-0.2, 0.5)
     for i, panel in enumerate(panels):
         if i >= count:
             panel.remove()
@@ -200,7 +207,7 @@ def _plain(panel):
     panel.grid(color=GRID, linewidth=0.6)
     panel.set_axisbelow(True)
     panel.tick_params(colors=SOFT, labelsize=8, length=2)
-    panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    panel.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     panel.yaxis.set_major_locator(MaxNLocator(4))
     for side, spine in panel.spines.items():
         spine.set_visible(side in ("left", "bottom"))
@@ -224,6 +231,13 @@ def _mean(runs, key) -> pd.Series:
     """The mean over the seeds by epoch, as far as all of the seeds that have the key came."""
     every = [series for run in runs if (series := run.series(key))]
     return pd.DataFrame(every).T.sort_index().dropna().mean(axis=1) if every else pd.Series(dtype=float)
+
+
+def _draw_seeds(panel, runs, key, colour, dash):
+    panel.plot(*_joined(runs, key), color=colour, linewidth=0.6, alpha=0.55)
+    mean = _mean(runs, key)
+    alone = {"marker": "o", "markersize": 4} if len(mean) == 1 else {}  # a line needs two epochs
+    panel.plot(mean.index + 1, mean, color=colour, linestyle=dash, linewidth=1.9, **alone)
 
 
 def _joined(runs, key):

@@ -61,7 +61,7 @@ def write_report(out: Path, runs, found, table, weights, score: str, baseline: s
         scores=list(SCORES.values()),
         score=score,
         baseline=baseline,
-        compared=bool(table["pairs"].notna().any()),
+        compared=bool((table["pairs"].fillna(0) > 0).any()),
         comparisons=int(table["p"].notna().sum()),
         several=bool(found["sweep"].any()),
         weights=weights,
@@ -99,12 +99,27 @@ def result_rows(table: pd.DataFrame) -> list[dict]:
     return [line | {"best": best[index]} for index, line in zip(table.index, lines, strict=True)]
 
 
+def rendered(draws, workers: int = 1):
+    """What `utils.plots.render` gives for every figure in turn, None for one that has nothing to show.
+
+    `draws` are functions that return a figure or None; with several workers, processes share them.
+    """
+    if workers < 2:
+        yield from map(_render, draws)
+        return
+    with ProcessPoolExecutor(workers, get_context("forkserver")) as pool:
+        yield from pool.map(_render, draws)
+
+
 def _draw(folder, runs, table, weights, score):
     """Every figure that the runs have something for, written and ready for the page, by section."""
     folder.mkdir(parents=True, exist_ok=True)
     sections, plan = {}, _planned(runs, table, weights, score)
-    rendered = tqdm(_rendered([draw for *_, draw in plan]), "figures", len(plan), disable=None, leave=False, delay=1)
-    for (section, name, title, _), pictures in zip(plan, rendered, strict=True):
+    # processes take seconds to start, which only many figures are worth
+    workers = min(8, len(os.sched_getaffinity(0)), len(plan) // 8)
+    drawn = rendered([draw for *_, draw in plan], workers)
+    bar = tqdm(drawn, "figures", len(plan), disable=None, leave=False, delay=1)
+    for (section, name, title, _), pictures in zip(plan, bar, strict=True):
         if pictures is None:
             continue
         light, dark, png = pictures
@@ -114,16 +129,6 @@ def _draw(folder, runs, table, weights, score):
         addresses = [data_uri(svg.encode(), "image/svg+xml") for svg in (light, dark)]
         sections.setdefault(section, []).append(Drawn(name, title, *addresses))
     return sections
-
-
-def _rendered(draws):
-    """The pictures of every figure in turn; processes share them where there are so many that starting them pays."""
-    workers = min(8, len(os.sched_getaffinity(0)), len(draws) // 8)
-    if workers < 2:
-        yield from map(_render, draws)
-        return
-    with ProcessPoolExecutor(workers, get_context("forkserver")) as pool:
-        yield from pool.map(_render, draws)
 
 
 def _render(draw):
@@ -151,9 +156,7 @@ def _planned(runs, table, weights, score):
 def _planned_curves(rows, score, end, title):
     references = {name: rows[name] for name in ("no_weight", "clean") if name in rows}
     valid = {f"valid_{score.lower()}": "mean over seeds"}
-    split = {"train_loss_clean": "clean masks", "train_loss_noisy": "noisy masks"}
-    if not any(run.series(key) for some in rows.values() for run in some for key in split):
-        split = {"train_loss": "mean over seeds"}  # nobody knows which masks are noisy
+    split = {"train_loss_clean": "clean masks", "train_loss_noisy": "noisy masks", "train_loss": "all masks"}
     weight = {"train_weight_clean": "clean masks", "train_weight_noisy": "noisy masks"}
     picked = {"train_kept": "images that are kept, of all", "train_purity": "clean masks, of those kept"}
     return [
@@ -182,7 +185,7 @@ def _examples(runs, table, score, baseline):
 
     def order(run):
         noise = run.noise.removeprefix("noise")
-        ratio = float(noise) if noise.isdigit() else -1.0
+        ratio = float(noise) if noise.isdecimal() else -1.0
         return -ratio, run.row != baseline, -reached.get((noise, run.row), -1.0), run.row, run.seed
 
     found, seen = [], set()
@@ -215,22 +218,26 @@ def _run_rows(runs, found, out):
     rows = []
     for run, line in zip(runs, found.astype(object).where(found.notna(), None).to_dict("records"), strict=True):
         seconds, best = list(run.series("seconds").values()), run.best_epoch()
-        link = quote(os.path.relpath(run.folder, os.path.abspath(out))) + "/" if run.folder.is_dir() else ""
-        log = quote(os.path.relpath(run.log, os.path.abspath(out))) if run.log else ""
-        own = {"link": link, "log": log, "best": None if best is None else best + 1, "name": printable(run.folder.name)}
+        link = _link(run.folder, out) + "/" if run.folder.is_dir() else ""
+        log = _link(run.log, out) if run.log else ""
+        own = {"link": link, "log": log, "best": None if best is None else best + 1}
         rows.append(line | own | {"seconds": float(np.median(seconds)) if seconds else None})
     return rows
+
+
+def _link(path, out) -> str:
+    return quote(os.fsencode(os.path.relpath(path, os.path.abspath(out))))
 
 
 def _shared(runs):
     """{flag: value} of the settings that all runs have in common; lists and names are left out."""
     known = [run.args for run in runs if run.args]
-    same = {k: v for k, v in (known[0] if known else {}).items() if all(k in a and a[k] == v for a in known)}
-    return {
-        k: v
-        for k, v in sorted(same.items())
-        if not isinstance(v, dict | list) and not k.endswith(("_csv", "name", "_dir"))
+    first, rest = (known[0], known[1:]) if known else ({}, [])
+    kept = {
+        k: v for k, v in first.items() if not isinstance(v, dict | list) and not k.endswith(("_csv", "name", "_dir"))
     }
+    same = {k: v for k, v in kept.items() if all(k in args and args[k] == v for args in rest)}
+    return {printable(k): printable(v) for k, v in sorted(same.items())}
 
 
 def _slug(*parts) -> str:
@@ -238,7 +245,7 @@ def _slug(*parts) -> str:
 
 
 def _natural(text):
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text)]
 
 
 def _replace(path, content):

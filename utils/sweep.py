@@ -70,7 +70,7 @@ class Found:
 
 def find_runs(folders) -> list[Found]:
     """Every run in these folders, once, also one that left a log but no folder; InputError if there is none."""
-    found = {}
+    found, without = {}, []
     for given in folders:
         folder = Path(os.path.abspath(given))  # "." has no name
         inside = [path for path in _run_folders(folder) if path.resolve() not in found]
@@ -80,10 +80,13 @@ def find_runs(folders) -> list[Found]:
         ghosts = [run for root in sorted(roots) for run in _without_folder(root)]
         runs |= {run.folder.resolve(): run for run in ghosts if run.folder.resolve() not in runs}
         if not runs and not any(folder.resolve() in (path, *path.parents) for path in found):
-            warn(f"{given}: no run folder there (a run has an args.json)")
+            without.append(str(given))
         found |= runs
+    what = f"{', '.join(without)}: no run folder there (a run has an args.json)"
     if not found:
-        raise InputError(f"{', '.join(map(str, folders))}: no run folder there (a run has an args.json)")
+        raise InputError(what)
+    if without:
+        warn(what)
     return list(found.values())
 
 
