@@ -66,7 +66,7 @@ def main(args: Args) -> dict:
         print(f"{_path(args.score[0], args)}: weights are there already")
         return {}
     frame = read_list(args.list)
-    teachers = [_teacher_masks(t, frame, args) for t in args.teacher]
+    teachers = [teacher_masks(t, frame, args) for t in args.teacher]
     for teacher in args.teacher:
         _warn_if_biased(teacher)
     values, bad = _score_all(frame, teachers, shares, args)
@@ -212,8 +212,8 @@ def _check(args) -> np.ndarray:
     return shares / shares.sum()
 
 
-def _teacher_masks(teacher: str, frame, args) -> tuple[str, list[str]]:
-    """The folder that a teacher's masks are in, and the name of each there."""
+def teacher_masks(teacher: str, frame, args) -> tuple[str, list[str]]:
+    """The folder that a teacher's masks are in, and the name of each there, in the order of `frame`."""
     if teacher.endswith(".csv"):
         return args.data_root, join(frame[["img"]], read_list(teacher), teacher)["filename"].tolist()
     if not Path(teacher).is_dir():
@@ -221,9 +221,13 @@ def _teacher_masks(teacher: str, frame, args) -> tuple[str, list[str]]:
     return teacher, [f"{stem}.png" for stem in unique_stems(frame, args.list)]
 
 
+def is_trusted(teacher: str) -> bool:
+    """Whether masks (a folder, or its list) say that their teacher was trained on a trusted list."""
+    return bool(read_record(Path(teacher.removesuffix(".csv")) / "teacher.json").get("trusted"))
+
+
 def _warn_if_biased(teacher: str) -> None:
-    about = Path(teacher.removesuffix(".csv")) / "teacher.json"
-    if not read_record(about).get("trusted"):
+    if not is_trusted(teacher):
         warn(
             f"nothing says that {teacher} was trained on a trusted list. A teacher trained on masks with a one-sided "
             "error learns that error and can rank the masks upside down (README, The teacher)."

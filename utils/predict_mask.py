@@ -7,9 +7,10 @@ Run   python utils/predict_mask.py --list TRAIN.csv --checkpoint runs/teacher/la
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -48,6 +49,16 @@ class Args:
     cpu: Annotated[bool, "ignore any GPU"] = False
 
 
+class Teachers(NamedTuple):
+    """Networks on their device, what they are (size, classes), who predicts which image, and how many images leak."""
+
+    nets: list
+    model: dict
+    use: np.ndarray
+    leaks: int
+    device: torch.device
+
+
 class Images(Dataset):
     """Photographs of a list, resized for the network, with their own height and width."""
 
@@ -79,19 +90,15 @@ def main(args: Args) -> None:
         print(f"{out}: {len(paths)} masks are there already")
         return
     _claim(out, about, paths, args.list)
-    device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
-    nets, states = zip(*(load_network(p) for p in args.checkpoint), strict=True)
-    nets = [net.to(device, memory_format=torch.channels_last).eval() for net in nets]
-    use = who_predicts(frame, states, args)
-    classes = {state["model"]["classes"] for state in states}
-    if len(classes) > 1:
-        raise InputError(f"--checkpoint: the teachers have different classes: {sorted(classes)}")
-    _predict(frame, paths, nets, use, states[0]["model"], device, args)
+    teachers = load_teachers(frame, args.checkpoint, args)
+    for i, probability, shape in probabilities(frame, teachers, args):
+        write_mask(paths[i], to_mask(probability, shape), teachers.model["classes"])
     root = Path(args.data_root).resolve()
     names = [str(p.resolve().relative_to(root) if p.resolve().is_relative_to(root) else p.resolve()) for p in paths]
     write_list(pd.DataFrame({"img": frame["img"], "filename": names}), f"{out}.csv")
     replace_text(about, json.dumps(record, indent=1) + "\n")
-    print(f"{out}: {len(paths)} masks from {len(nets)} checkpoint{'s' * (len(nets) > 1)}; their list is {out}.csv")
+    count = len(args.checkpoint)
+    print(f"{out}: {len(paths)} masks from {count} checkpoint{'s' * (count > 1)}; their list is {out}.csv")
 
 
 def _claim(out: Path, about: Path, paths: list[Path], source: str) -> None:
@@ -107,13 +114,26 @@ def _claim(out: Path, about: Path, paths: list[Path], source: str) -> None:
     replace_text(about, json.dumps({"complete": False}) + "\n")
 
 
+def load_teachers(frame, checkpoints, args) -> Teachers:
+    """The networks of `checkpoints`, ready to predict the images of a list; InputError if they do not go together."""
+    device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
+    nets, states = zip(*(load_network(p) for p in checkpoints), strict=True)
+    nets = [net.to(device, memory_format=torch.channels_last).eval() for net in nets]
+    use = who_predicts(frame, states, args)
+    classes = {state["model"]["classes"] for state in states}
+    if len(classes) > 1:
+        raise InputError(f"{', '.join(map(str, checkpoints))}: they have different classes: {sorted(classes)}")
+    leaks = 0 if args.folds else int(_seen(frame, states).any(axis=1).sum())
+    return Teachers(nets, states[0]["model"], use, leaks, device)
+
+
 def who_predicts(frame, states, args) -> np.ndarray:
     """(images, checkpoints) bool: which teacher predicts which image.
 
     With --folds only those not trained on the image; InputError for an image all of them have seen. Else all, with a
     warning on stderr if some were trained on images of the list.
     """
-    unseen = np.stack([~_trained_on(frame["img"], state) for state in states], axis=1)
+    unseen = ~_seen(frame, states)
     if args.folds:
         if args.folds != len(states):
             raise InputError(f"--folds {args.folds}: needs as many checkpoints, not {len(states)}")
@@ -128,9 +148,12 @@ def who_predicts(frame, states, args) -> np.ndarray:
     return np.ones_like(unseen)
 
 
-@torch.inference_mode()
-def _predict(frame, paths, nets, use, model, device, args):
-    size = model["size"] if args.size < 0 else args.size
+def probabilities(frame, teachers: Teachers, args) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
+    """(row, (C, h, w) float32 probabilities at the network's size, (H, W) of the image) of every image, in order.
+
+    One batch is in memory at a time. Images that cannot be read raise one InputError, which names all of them.
+    """
+    size = teachers.model["size"] if args.size < 0 else args.size
     images = Images(frame, args.data_root, size)
     batch_size = args.batch_size if size else 1
     loader = DataLoader(images, batch_size, collate_fn=list, **loader_processes(args.workers))
@@ -140,18 +163,32 @@ def _predict(frame, paths, nets, use, model, device, args):
         batch = [sample for sample in batch if sample[1] is not None]
         if bad or not batch:
             continue
-        image = torch.stack([sample[1] for sample in batch]).to(device).permute(0, 3, 1, 2)
-        share = torch.from_numpy(use[[sample[0] for sample in batch]]).to(device).float()
-        share = share / share.sum(1, keepdim=True)
-        probability = 0
-        for k, net in enumerate(nets):
-            if share[:, k].any():
-                with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-                    logits = net(image)
-                probability = probability + to_probability(logits) * share[:, k, None, None, None]
+        image = torch.stack([sample[1] for sample in batch])
+        probability = _predict(image, teachers.use[[sample[0] for sample in batch]], teachers, args.precision)
         for (i, _, shape), p in zip(batch, probability.cpu().numpy(), strict=True):
-            write_mask(paths[i], to_mask(p, shape), model["classes"])
+            yield i, p, shape
     report_bad_rows(args.list, bad, "Correct or remove these rows.")
+
+
+@torch.inference_mode()
+def _predict(image, use, teachers, precision):
+    """(N, H, W, 3) uint8 -> (N, C, H, W): the mean of the networks that predict each image."""
+    device = teachers.device
+    image = image.to(device).permute(0, 3, 1, 2)
+    share = torch.from_numpy(use).to(device).float()
+    share = share / share.sum(1, keepdim=True)
+    probability = 0
+    for k, net in enumerate(teachers.nets):
+        if share[:, k].any():
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits = net(image)
+            probability = probability + to_probability(logits) * share[:, k, None, None, None]
+    return probability
+
+
+def _seen(frame, states) -> np.ndarray:
+    """(images, checkpoints) bool: which checkpoint was trained on which image."""
+    return np.stack([_trained_on(frame["img"], state) for state in states], axis=1)
 
 
 def _trained_on(images, state) -> np.ndarray:
