@@ -1,0 +1,140 @@
+"""What the label audit shows: a strip of four panels an image, the curves of known noise, and the page around them."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from utils.errors import writing
+from utils.images import IGNORE, check_sizes, read_image, read_mask
+from utils.label_quality import VERDICTS, precision_at
+from utils.page import encode, write_page
+
+GIVEN, SEEN, OTHER = (255, 200, 40), (36, 84, 236), (220, 40, 160)  # bright, dark: apart also without colours
+PANELS = ("image", "given mask", "teacher mask", "disagreement")
+MEANINGS = {
+    "margin": "iou in which a pixel counts by how sure the teacher is of its disagreement",
+    "iou": "overlap of the given and the teacher's mask",
+    "bf": "agreement of the two outlines within a few pixels",
+    "miou": "mean of the overlap over object and background",
+    "bm": "mean of bf and miou",
+    "dice": "as iou; the same order",
+    "soft": "probability that the teacher gives the given labels, mostly at the worst pixels",
+    "sure": "how sure the teacher is where it disagrees; no score of the mask",
+}
+
+
+def draw(target: Path, image_path, mask_path, pred_path, classes: int, side: int) -> tuple[int, int]:
+    """Write one picture of the four PANELS beside each other, of `side` pixels at most; (width, height) of a panel."""
+    image, mask, pred = read_image(image_path), read_mask(mask_path, classes), read_mask(pred_path, classes)
+    check_sizes(image_path, image.shape[:2], mask_path, mask.shape)
+    scale = min(1.0, side / max(mask.shape))
+    width, height = (max(1, round(length * scale)) for length in mask.shape[::-1])
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    mask, pred = (cv2.resize(m, (width, height), interpolation=cv2.INTER_NEAREST_EXACT) for m in (mask, pred))
+    if classes == 1:
+        panels = [image, _outline(image, mask, GIVEN), _outline(image, pred, SEEN), _apart(image, mask, pred)]
+    else:
+        panels = [image, _labels(image, mask, classes), _labels(image, pred, classes), _confused(image, mask, pred)]
+    part = target.with_name(f".{target.name}")
+    with writing(target):
+        part.write_bytes(encode(np.hstack(panels)))
+        part.replace(target)
+    return width, height
+
+
+def _outline(image, mask, colour):
+    shown = image.copy()
+    inside = mask > 0
+    shown[inside] = (0.65 * image[inside] + 0.35 * np.array(colour)).astype(np.uint8)
+    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(shown, contours, -1, colour, 2)
+
+
+def _pale(image):
+    """The photograph in grey of middle brightness, so that bright and dark marks stand out from all of it."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return np.repeat((110 + 0.35 * grey).astype(np.uint8)[..., None], 3, 2)
+
+
+def _apart(image, mask, pred):
+    shown = _pale(image)
+    shown[(mask > 0) & (pred == 0)] = GIVEN
+    shown[(pred > 0) & (mask == 0)] = SEEN
+    return shown
+
+
+def _labels(image, mask, classes):
+    hues = cv2.applyColorMap(np.linspace(0, 255, max(2, classes)).astype(np.uint8), cv2.COLORMAP_TURBO)[:, 0, ::-1]
+    table = np.full((256, 3), 128, np.uint8)
+    table[:classes] = hues[:classes]
+    return (0.4 * image + 0.6 * table[mask]).astype(np.uint8)
+
+
+def _confused(image, mask, pred):
+    shown = _pale(image)
+    shown[(mask != pred) & (mask != IGNORE)] = OTHER
+    return shown
+
+
+def draw_curves(out: Path, scores: dict[str, np.ndarray], noisy: np.ndarray) -> None:
+    """Write ranking.svg and ranking.png: of every score, precision among the k worst, and precision over recall."""
+    from matplotlib.figure import Figure
+    from sklearn.metrics import precision_recall_curve
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    base, k = noisy.mean(), np.arange(1, len(noisy) + 1)
+    for (name, values), style in zip(scores.items(), ("-", "--", "-.", ":", "-", "--", "-."), strict=False):
+        left.plot(k, precision_at(values, noisy), style, label=name, lw=1.6)
+        precision, recall, _ = precision_recall_curve(noisy, -values)
+        right.plot(recall, precision, style, label=name, lw=1.6)
+    for axes in (left, right):
+        axes.axhline(base, color="0.5", lw=1, label=f"by chance {base:.2f}")
+        axes.grid(alpha=0.3)
+        axes.set_ylim(0, 1.03)
+    left.set(xlabel="k worst images", ylabel="share of them that is noisy", xlim=(1, max(2, len(k))))
+    right.set(xlabel="share of the noisy images that is found", xlim=(0, 1))
+    right.legend(fontsize=9)
+    for kind in ("svg", "png"):
+        part = out / f".ranking.{kind}"
+        with writing(out / f"ranking.{kind}"):
+            figure.savefig(part, dpi=150, format=kind)
+            part.replace(out / f"ranking.{kind}")
+
+
+def write(path: Path, table: pd.DataFrame, scores: dict, sizes: list, reports: dict, about: dict) -> None:
+    """Write the page of an audit; `table` and `scores` have the worst first, `sizes` are of the pictured ones."""
+    own = [c for c in table if c not in ("row", "line", "verdict", "reason", "rank")]
+    text = table[own].astype(object).where(table[own].notna(), "").map(str)
+    data = {
+        "key": about["key"],
+        "columns": own,
+        "rows": text.to_numpy().tolist(),
+        "order": table["row"].tolist(),
+        "verdicts": table["verdict"].tolist(),
+        "reasons": table["reason"].tolist(),
+        "scoreNames": [name for name in MEANINGS if name in scores],
+        "scores": {name: [None if np.isnan(v) else round(v, 3) for v in x.tolist()] for name, x in scores.items()},
+        "noisy": (table["iterations"] > 0).tolist() if "iterations" in table else None,
+        "sizes": sizes,
+        "panels": PANELS,
+        "verdictNames": VERDICTS,
+        "sortBy": about["rank_by"][0] if len(about["rank_by"]) == 1 else "rank",
+    }
+    counts = table["verdict"].value_counts()
+    base = float((table["iterations"] > 0).mean()) if reports else None
+    write_page(
+        path,
+        "audit.html",
+        data=data,
+        about=about,
+        count=len(table),
+        pictured=len(sizes),
+        counts={verdict: int(counts.get(verdict, 0)) for verdict in VERDICTS},
+        meanings={name: text for name, text in MEANINGS.items() if name in scores},
+        reports=reports,
+        base=base,
+        teacher=about["teacher"],
+    )
