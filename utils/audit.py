@@ -58,7 +58,7 @@ class Args:
     ] = field(default_factory=list)
     folds: Annotated[int, "K: of the K checkpoints each image is judged by those that never saw it"] = 0
     trusted: Annotated[bool, "the teacher was trained on masks you trust; else the page warns"] = False
-    show: Annotated[int, "how many images are pictured, the worst first; 0: all"] = 300
+    show: Annotated[int, "how many images are pictured, the worst first (of any score at least 24); 0: all"] = 300
     thumb: Annotated[int, "longest side of a picture in pixels"] = 320
     cuts: Annotated[list[float], "robust deviations below the median that suggest to check, and to fix or drop"] = (
         field(default_factory=lambda: [2.0, 4.0])
@@ -103,7 +103,7 @@ def main(args: Args) -> None:
     scores, reasons = _judge_all(frame, source, args)
     table, scores = _rank(frame, scores, reasons, args)
     paths = [source.paths[i] for i in table["row"]]
-    sizes = _pictures(table, paths, source.classes, args)
+    sizes = _pictures(table, scores, paths, source.classes, args)
     write_list(_as_list(table, scores), out / "audit.csv")
     about = {"list": args.list, "teacher": args.teacher, "folds": args.folds, "rank_by": args.rank_by}
     about |= {"notes": notes, "classes": source.classes, "cuts": args.cuts, "key": _key_of_list(frame)}
@@ -241,10 +241,11 @@ def _rank(frame, scores, reasons, args) -> tuple[pd.DataFrame, dict[str, np.ndar
     return table.assign(rank=table.index + 1), {name: values[order] for name, values in scores.items()}
 
 
-def _pictures(table, paths, classes, args) -> list[tuple[int, int]]:
-    """Write the pictures of the worst images; returns the (width, height) of a panel of each."""
-    count = min(args.show or len(table), len(table))
-    rows = table[["img", "filename", "line"]].head(count).itertuples()
+def _pictures(table, scores, paths, classes, args) -> dict[int, tuple[int, int]]:
+    """Write the pictures of the worst images, {place: (width, height) of a panel}: a first page of every score too."""
+    count, first = args.show or len(table), min(args.show, audit_page.FIRST_PAGE)
+    chosen = sorted({*range(min(count, len(table))), *(i for x in scores.values() for i in np.argsort(x)[:first])})
+    rows = table.loc[chosen, ["img", "filename", "line"]].itertuples()
 
     def picture(row):
         files = [os.path.join(args.data_root, name) for name in (row.img, row.filename)]
@@ -254,9 +255,9 @@ def _pictures(table, paths, classes, args) -> list[tuple[int, int]]:
         except InputError as error:
             return row.line, str(error)
 
-    drawn = list(tqdm(in_threads(picture, rows), "pictures", count, leave=False, disable=None))
+    drawn = list(tqdm(in_threads(picture, rows), "pictures", len(chosen), leave=False, disable=None))
     report_bad_rows(args.list, [one for one in drawn if isinstance(one[1], str)], "Correct or remove these rows.")
-    return drawn
+    return {int(i): size for i, size in zip(chosen, drawn, strict=True)}
 
 
 def _as_list(table, scores) -> pd.DataFrame:

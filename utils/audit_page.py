@@ -12,6 +12,7 @@ from utils.label_quality import VERDICTS, precision_at
 from utils.page import encode, write_page
 
 GIVEN, SEEN, OTHER = (255, 200, 40), (36, 84, 236), (220, 40, 160)  # bright, dark: apart also without colours
+FIRST_PAGE = 24  # images on a page of the gallery
 PANELS = ("image", "given mask", "teacher mask", "disagreement")
 MEANINGS = {
     "margin": "iou in which a pixel counts by how sure the teacher is of its disagreement",
@@ -104,8 +105,8 @@ def draw_curves(out: Path, scores: dict[str, np.ndarray], noisy: np.ndarray) -> 
             part.replace(out / f"ranking.{kind}")
 
 
-def write(path: Path, table: pd.DataFrame, scores: dict, sizes: list, reports: dict, about: dict) -> None:
-    """Write the page of an audit; `table` and `scores` have the worst first, `sizes` are of the pictured ones."""
+def write(path: Path, table: pd.DataFrame, scores: dict, sizes: dict, reports: dict, about: dict) -> None:
+    """Write the page of an audit; `table` and `scores` have the worst first, `sizes` {place: (width, height)}."""
     own = [c for c in table if c not in ("row", "line", "verdict", "reason", "rank")]
     text = table[own].astype(object).where(table[own].notna(), "").map(str)
     data = {
@@ -121,7 +122,7 @@ def write(path: Path, table: pd.DataFrame, scores: dict, sizes: list, reports: d
         "sizes": sizes,
         "panels": PANELS,
         "verdictNames": VERDICTS,
-        "sortBy": about["rank_by"][0] if len(about["rank_by"]) == 1 else "rank",
+        "perPage": FIRST_PAGE,
     }
     counts = table["verdict"].value_counts()
     base = float((table["iterations"] > 0).mean()) if reports else None

@@ -1,7 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const by = id => document.getElementById(id);
-const PER_PAGE = 24, TICKS = ["keep", "fix", "drop"];
+const PER_PAGE = data.perPage, TICKS = ["keep", "fix", "drop"];
 const name = i => data.rows[i][data.columns.indexOf("img")];
 const store = "label-audit-" + data.key;
 let ticks = load(), shown = [], page = 0, zoomed = 0;
@@ -86,7 +86,7 @@ function card(i, place) {
     make("h2", {}, `${i + 1}. ${name(i)}`),
     make("p", {}, make("span", {className: `verdict ${data.verdicts[i]}`}, data.verdicts[i]),
       ` \u00b7 ${data.reasons[i]}${noise}`, make("br"), make("span", {className: "soft"}, scoreText(i))));
-  if (i < data.sizes.length) {
+  if (i in data.sizes) {
     const button = make("button", {type: "button", className: "panels"}, ...panels(i));
     button.setAttribute("aria-label", `enlarge ${name(i)}: ${data.panels.join(", ")}`);
     button.addEventListener("click", () => zoom(place));
@@ -112,7 +112,7 @@ function choices(i, box) {
 }
 
 function zoom(place) {
-  if (place < 0 || place >= shown.length || shown[place] >= data.sizes.length) return;
+  if (place < 0 || place >= shown.length || !(shown[place] in data.sizes)) return;
   const i = shown[zoomed = place];
   by("zoomTitle").textContent = `${i + 1}. ${name(i)}`;
   by("zoomText").textContent = `${data.verdicts[i]}: ${data.reasons[i]}. ${scoreText(i)}`;
