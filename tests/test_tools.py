@@ -267,7 +267,7 @@ def test_table_means_deviations_and_closed_gap(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "tool", ["predict_mask", "get_weight", "report", "prepare_data", "add_noise", "generate_noisy_label"]
+    "tool", ["predict_mask", "get_weight", "audit", "report", "prepare_data", "add_noise", "generate_noisy_label"]
 )
 def test_tools_run_as_files_from_anywhere(tool, tmp_path):
     done = subprocess.run(

@@ -5,9 +5,9 @@ Run     python utils/audit.py train.csv --teacher runs/fold0/last.pt runs/fold1/
 Writes  OUT/index.html (open it in a browser; its ticks export lists for training), OUT/audit.csv, OUT/thumbs, and with
         checkpoints the teacher's masks in OUT/masks.
 
-Which score: `margin` (checkpoints) or `iou` bring up masks with parts missing or added, as people leave them; `bf`
-coarse or shifted contours; `soft` reacts to a few pixels of which the teacher is sure. Several are combined by their
-mean rank. No score sees an error that the teacher has learned: train it on masks you trust, and say --trusted.
+Which score: `soft` (of checkpoints) finds regions of which the teacher is sure, and so the fewest of its own mistakes;
+`iou`, or `margin`, what differs most; `bf` coarse or shifted contours. Several are combined by their mean rank. No
+score sees an error that the teacher has learned: train it on masks you trust, and say --trusted.
 """
 
 import hashlib
@@ -53,15 +53,15 @@ class Args:
     out: Annotated[str, "folder of the page and everything it needs"] = "audit"
     rank_by: Annotated[
         list[str],
-        f"{' '.join(SCORES)}; several: mean of their ranks. Parts missing or added: margin or iou; coarse "
-        "contours: bf. Empty: margin with checkpoints, else iou",
+        f"{' '.join(SCORES)}; several: mean of their ranks. Parts missing or added: soft, or iou; coarse "
+        "contours: bf. Empty: soft with checkpoints, else iou",
     ] = field(default_factory=list)
     folds: Annotated[int, "K: of the K checkpoints each image is judged by those that never saw it"] = 0
     trusted: Annotated[bool, "the teacher was trained on masks you trust; else the page warns"] = False
     show: Annotated[int, "how many images are pictured, the worst first (of any score at least 24); 0: all"] = 300
     thumb: Annotated[int, "longest side of a picture in pixels"] = 320
     cuts: Annotated[list[float], "robust deviations below the median that suggest to check, and to fix or drop"] = (
-        field(default_factory=lambda: [2.0, 4.0])
+        field(default_factory=lambda: [2.0, 3.0])
     )
     temperature: Annotated[float, "soft score: towards 0 the worst pixel alone counts"] = 0.1
     classes: Annotated[int, "of mask folders (1: binary; more: class indices, 255 is ignored); checkpoints know it"] = 1
@@ -88,7 +88,7 @@ class Source(NamedTuple):
 def main(args: Args) -> None:
     """Write the audit, or do nothing where the same one is there already; prints what was found."""
     soft = _check(args)
-    args.rank_by = list(dict.fromkeys(args.rank_by)) or (["margin"] if soft else ["iou"])
+    args.rank_by = list(dict.fromkeys(args.rank_by)) or (["soft"] if soft else ["iou"])
     frame = read_list(args.list)
     out, record = Path(args.out), _record(args, frame, soft)
     if read_record(out / "audit.json") == record and all((out / name).exists() for name in _OURS[:2]):

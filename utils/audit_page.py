@@ -15,13 +15,13 @@ GIVEN, SEEN, OTHER = (255, 200, 40), (36, 84, 236), (220, 40, 160)  # bright, da
 FIRST_PAGE = 24  # images on a page of the gallery
 PANELS = ("image", "given mask", "teacher mask", "disagreement")
 MEANINGS = {
+    "soft": "probability that the teacher gives the given labels, mostly at the worst pixels",
     "margin": "iou in which a pixel counts by how sure the teacher is of its disagreement",
     "iou": "overlap of the given and the teacher's mask",
     "bf": "agreement of the two outlines within a few pixels",
     "miou": "mean of the overlap over object and background",
     "bm": "mean of bf and miou",
     "dice": "as iou; the same order",
-    "soft": "probability that the teacher gives the given labels, mostly at the worst pixels",
     "sure": "how sure the teacher is where it disagrees; no score of the mask",
 }
 

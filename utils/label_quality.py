@@ -140,12 +140,18 @@ def combine(scores: dict[str, np.ndarray], by: list[str]) -> np.ndarray:
 
 
 def deviation(values: np.ndarray) -> np.ndarray:
-    """(n,) how far each value lies below the median, in robust standard deviations (1.4826 MAD, at least 0.02)."""
-    middle = np.median(values)
-    return (middle - values) / max(1.4826 * np.median(np.abs(values - middle)), 0.02)
+    """How far each of (n,) values in [0, 1] lies below the median, in robust standard deviations (1.4826 MAD).
+
+    Measured on the logit scale, since scores crowd at 0 or at 1; values are clipped to [0.02, 0.95], and a deviation is
+    at least 0.4, so that masks which all agree well are not set against each other.
+    """
+    values = np.clip(values, 0.02, 0.95)
+    logit = np.log(values / (1 - values))
+    middle = np.median(logit)
+    return (middle - logit) / max(1.4826 * np.median(np.abs(logit - middle)), 0.4)
 
 
-def suggest(scores: dict[str, np.ndarray], by: list[str], reasons: list[str], cuts=(2.0, 4.0)) -> list[str]:
+def suggest(scores: dict[str, np.ndarray], by: list[str], reasons: list[str], cuts=(2.0, 3.0)) -> list[str]:
     """A verdict for every image, from the mean `deviation` z of the scores in `by`: a suggestion, never a proof.
 
     `keep` up to cuts[0]; `check` up to cuts[1], or beyond it where the teacher sees nothing or is not sure of what it

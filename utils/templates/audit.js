@@ -65,7 +65,7 @@ function draw() {
 
 function scoreText(i) {
   return data.scoreNames.filter(score => data.scores[score][i] !== null)
-    .map(score => `${score}\u00a0${data.scores[score][i].toFixed(2)}`).join("  ");
+    .map(score => `${score}\u00a0${data.scores[score][i].toFixed(data.scores[score][i] < 0.1 ? 3 : 2)}`).join("  ");
 }
 
 function panels(i) {
