@@ -122,6 +122,9 @@ def test_reason_of_objects_and_of_classes():
     given = box(20, 80, 10, 40) * 2
     assert explain(box(20, 80, 10, 40), given, 3) == "1 labelled as 2"
     assert explain(given, np.full((100, 100), 255, np.uint8), 3) == "mask is all void"
+    small = box(50, 55, 50, 60)  # a tenth of a small object, however large the image
+    assert explain(small, small * 2 - box(50, 55, 50, 59), 3) == "1 labelled as 2"
+    assert explain(given, given, 3) == "agrees"
 
 
 def test_precision_at_k_and_report_have_their_hand_values():

@@ -67,10 +67,12 @@ def _apart(image, mask, pred):
 
 
 def _labels(image, mask, classes):
-    hues = cv2.applyColorMap(np.linspace(0, 255, max(2, classes)).astype(np.uint8), cv2.COLORMAP_TURBO)[:, 0, ::-1]
+    # steps of the golden angle: neighbouring classes differ much; class 0 shows the photograph, void is grey
+    hue = (np.arange(classes) * 0.618 % 1 * 180).astype(np.uint8)
     table = np.full((256, 3), 128, np.uint8)
-    table[:classes] = hues[:classes]
-    return (0.4 * image + 0.6 * table[mask]).astype(np.uint8)
+    table[:classes] = cv2.cvtColor(np.dstack([hue, hue * 0 + 220, hue * 0 + 235]), cv2.COLOR_HSV2RGB)[0]
+    share = np.where(mask == 0, 0, 0.55)[..., None]
+    return ((1 - share) * image + share * table[mask]).astype(np.uint8)
 
 
 def _confused(image, mask, pred):

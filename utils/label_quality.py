@@ -122,10 +122,10 @@ def _far_region(only, other, near) -> tuple[int, bool]:
 
 def _explain_classes(pred, mask, classes) -> str:
     counts = (mask != IGNORE) & (pred != IGNORE)
-    apart, known = (pred != mask) & counts, np.count_nonzero(counts)
-    if not known:
+    if not counts.any():
         return "mask is all void"
-    if np.count_nonzero(apart) <= _LARGE * known:
+    apart, labelled = (pred != mask) & counts, np.count_nonzero(((pred > 0) | (mask > 0)) & counts)
+    if np.count_nonzero(apart) <= 0.05 * labelled:
         return "agrees"
     pairs = np.bincount(pred[apart].astype(np.int64) * classes + mask[apart], minlength=classes**2)
     seen, given = divmod(int(pairs.argmax()), classes)
