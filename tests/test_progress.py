@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from functools import partial
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_resume import walk
 from test_scripts import launch, rows_of
 
+from utils import steps
 from utils.averages import Averages
 from utils.lists import read_list
 from utils.logs import duration
@@ -29,6 +31,7 @@ class Terminal(io.StringIO):
 def test_one_bar_an_epoch_with_loss_and_images_a_second(tiny, tmp_path, monkeypatch):
     shown = Terminal()
     monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(steps, "tqdm", partial(steps.tqdm, mininterval=0, miniters=1))  # else fast epochs show nothing
     launch(KD, tiny, tmp_path, "bar", "--train_csv", "train.csv", "--epochs", "2", "--workers", "0")
     text = shown.getvalue()
     assert "epoch 1/2" in text and "epoch 2/2" in text and "epoch 3" not in text

@@ -455,14 +455,14 @@ LAYERS = [
     {"logs"},
     {"args", "images", "lists", "paired", "sweep"},
     {"demo", "scores", "store", "averages", "page", "plots", "inference", "overlay", "sources", "export"},
-    {"prepare_data", "add_noise", "check_data", "boundary", "report_page"},
+    {"prepare_data", "add_noise", "check_data", "boundary", "report_page", "label_quality"},
     {"metrics", "generate_noisy_label"},
     {"losses", "models"},
     {"optim", "methods", "checkpoint", "dataset"},
     {"steps", "pictures"},
     {"run"},
-    {"evaluate", "predict_mask", "get_weight"},
-    {"report"},
+    {"evaluate", "predict_mask", "get_weight", "audit_page"},
+    {"report", "audit"},
 ]
 
 

@@ -35,6 +35,7 @@ from utils.label_quality import SCORES, SOFT, VERDICTS, combine, explain, rankin
 from utils.lists import read_list, unique_stems, write_list
 from utils.logs import read_record, replace_text
 from utils.scores import QUALITIES, pair_scores
+from utils.sources import digest
 from utils.store import in_threads, key_of, stamp_files
 
 BIAS = (
@@ -151,8 +152,6 @@ def _record(args, frame, soft) -> dict:
     report_bad_rows(args.list, bad, "Correct --data-root, the list or the files; every image needs both masks.")
     record = {k: v for k, v in asdict(args).items() if k not in ("out", "workers", "cpu")}
     if soft:
-        from utils.predict_mask import digest  # loads torch, which masks do not need
-
         record["checkpoints"] = [digest(path) for path in args.teacher]
     rows = hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()[:16]
     return record | {"trusted": args.trusted or is_trusted(args.teacher[0]), "rows": rows, "files": key_of("a", stamps)}
@@ -196,7 +195,7 @@ def _notes(trusted: bool, leaks: int, count: int) -> list[str]:
 def _judge_all(frame, source: Source, args) -> tuple[dict[str, np.ndarray], list[str]]:
     """{score: (n,)} and the reasons, in the order of the list; one InputError names all bad rows."""
     if source.soft:
-        from utils.predict_mask import enlarge, to_mask  # loads torch, which masks do not need
+        from utils.inference import enlarge, to_mask  # loads torch, which masks do not need
 
     names = [os.path.join(args.data_root, name) for name in frame["filename"]]
     images = [os.path.join(args.data_root, name) for name in frame["img"]]
@@ -222,7 +221,7 @@ def _judge_all(frame, source: Source, args) -> tuple[dict[str, np.ndarray], list
 
     kept = (*QUALITIES, *SOFT, "sure") if source.soft else QUALITIES
     scores, reasons, bad = {name: np.ones(len(frame)) for name in kept}, [""] * len(frame), []
-    for i, found, reasons[i] in in_threads(judge, source.items, ahead=_AHEAD):
+    for i, found, reasons[i] in in_threads(judge, source.items, wait=_AHEAD):
         if isinstance(found, str):
             bad.append((int(frame["line"].iloc[i]), found))
         else:
