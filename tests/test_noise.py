@@ -194,10 +194,10 @@ def test_second_run_does_nothing_and_lost_masks_come_back(clean, capsys):
 
 
 def test_a_killed_run_goes_on(clean, monkeypatch):
-    def killed(path, mask):
+    def killed(path, mask, classes):
         if len(list(path.parent.glob("*.png"))) > 3:
             raise KeyboardInterrupt
-        write_mask(path, mask)
+        write_mask(path, mask, classes)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tool, "write_mask", killed)

@@ -1,7 +1,8 @@
-"""Coarse masks by erosion or dilation, and a picture of one mask under rising noise.
+"""Coarse masks by erosion or dilation, and a picture of one mask under rising noise of any kind.
 
 Paper   NLKD, ICASSP 2021 (levels 6 to 10, erosion or dilation by a fair coin).
 Run     python utils/add_noise.py mask.png --out grid.png --levels 0 2 4 6 8 10 --image photo.jpg
+        python utils/add_noise.py mask.png --out kinds.png --kinds all --severities 0.9 0.8 0.7 --image photo.jpg
 """
 
 import sys
@@ -19,11 +20,12 @@ if not __package__:
 from utils.args import launch
 from utils.errors import InputError
 from utils.images import read_image, read_mask, to_binary
+from utils.noise import KINDS, apply_noise, find_strength
 
 OPS = ("erode", "dilate")
 
 CELL = 224  # longer side of a cell of the picture, in pixels
-GAP, LEFT, TOP = 10, 84, 44
+GAP, TOP = 10, 44
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 KEPT, BACKGROUND, REMOVED, ADDED = (214, 214, 214), (58, 58, 62), (222, 110, 60), (64, 142, 214)
 CONTOUR = (20, 20, 20)
@@ -35,6 +37,13 @@ class Args:
     out: Annotated[str, "picture to write (PNG)"]
     levels: Annotated[list[int], "noise levels, one column each"] = field(default_factory=lambda: [0, 2, 4, 6, 8, 10])
     image: Annotated[str, "photograph to draw under the mask"] = ""
+    kinds: Annotated[list[str], f"kinds of noise in place of levels: all, or {' '.join(KINDS)}"] = field(
+        default_factory=list
+    )
+    severities: Annotated[list[float], "IoU with the original that each kind is to leave, one column each"] = field(
+        default_factory=lambda: [0.9, 0.8, 0.7]
+    )
+    seed: Annotated[int, "of what is random in a kind"] = 0
 
 
 class Coarse(NamedTuple):
@@ -87,22 +96,41 @@ def draw_grid(mask: np.ndarray, levels: list[int], image: np.ndarray | None = No
 
     Removed pixels are orange, added ones blue, the line is the contour of the original mask.
     """
+    rows = {op: [(coarsen(mask, level, op).mask, "") for level in levels] for op in OPS}
+    return _draw(mask, image, rows, [f"level {level}" for level in levels])
+
+
+def draw_kinds(mask: np.ndarray, kinds, severities: list[float], image: np.ndarray | None = None, seed: int = 0):
+    """A row a kind of noise, a column an IoU that it is to leave, colours as in `draw_grid`: -> (h, w, 3) RGB."""
+    rows = {}
+    for kind in kinds:
+        rows[kind] = []
+        for severity in severities:
+            strength, _ = find_strength([(mask, image, lambda: np.random.default_rng(seed))], kind, severity)
+            noisy = apply_noise(mask, kind, strength, np.random.default_rng(seed), 1, image)
+            rows[kind].append((noisy, f"{strength:.3g} {KINDS[kind].unit}"))
+    return _draw(mask, image, rows, [f"severity {severity}" for severity in severities])
+
+
+def _draw(mask, image, rows: dict, heads: list[str]) -> np.ndarray:
     zoom = CELL / max(mask.shape)
     height, width = (max(1, round(side * zoom)) for side in mask.shape)
-    step = max(width, 120) + GAP
-    page = Image.new("RGB", (LEFT + len(levels) * step, TOP + 2 * (height + 22 + GAP) + 24), PAPER)
-    pen, font, small = ImageDraw.Draw(page), ImageFont.load_default(17), ImageFont.load_default(14)
-    for column, level in enumerate(levels):
-        x = LEFT + column * step
-        pen.text((x + width // 2, TOP - 12), f"level {level}", INK, font, anchor="ms")
-        for row, op in enumerate(OPS):
-            y = TOP + row * (height + 22 + GAP)
-            coarse = coarsen(mask, level, op).mask
-            page.paste(Image.fromarray(_cell(mask, coarse, image, (width, height))), (x, y))
-            pen.text((x + width // 2, y + height + 16), f"IoU {_iou(mask, coarse):.3f}", INK, small, anchor="ms")
-    for row, op in enumerate(OPS):
-        pen.text((LEFT - 14, TOP + row * (height + 22 + GAP) + height // 2), op, INK, font, anchor="rm")
-    _legend(pen, page.height - 12, small)
+    font, small = ImageFont.load_default(17), ImageFont.load_default(14)
+    left = 28 + round(max(font.getlength(name) for name in rows))
+    step, line = max(width, 200) + GAP, height + 22 + GAP
+    page = Image.new("RGB", (left + len(heads) * step, TOP + len(rows) * line + 24), PAPER)
+    pen = ImageDraw.Draw(page)
+    for column, head in enumerate(heads):
+        pen.text((left + column * step + width // 2, TOP - 12), head, INK, font, anchor="ms")
+    for row, (name, cells) in enumerate(rows.items()):
+        y = TOP + row * line
+        pen.text((left - 14, y + height // 2), name, INK, font, anchor="rm")
+        for column, (noisy, text) in enumerate(cells):
+            x = left + column * step
+            page.paste(Image.fromarray(_cell(mask, noisy, image, (width, height))), (x, y))
+            text = f"IoU {_iou(mask, noisy):.3f}{', ' * bool(text)}{text}"
+            pen.text((x + width // 2, y + height + 16), text, INK, small, anchor="ms")
+    _legend(pen, page.height - 12, small, left)
     return np.asarray(page)
 
 
@@ -123,8 +151,7 @@ def _cell(mask, coarse, image, size) -> np.ndarray:
     return cv2.drawContours(colour, contours, -1, CONTOUR, 1, cv2.LINE_AA)
 
 
-def _legend(pen, y, font) -> None:
-    x = LEFT
+def _legend(pen, y, font, x) -> None:
     for colour, text in ((KEPT, "mask"), (REMOVED, "removed"), (ADDED, "added"), (CONTOUR, "original contour")):
         box = (x, y - 6, x + 16, y - 4) if colour == CONTOUR else (x, y - 11, x + 12, y + 1)
         pen.rectangle(box, colour)
@@ -140,6 +167,18 @@ def _iou(one: np.ndarray, other: np.ndarray) -> float:
 def main(args: Args) -> None:
     if min(args.levels) < 0:
         raise InputError(f"--levels {min(args.levels)}: a level is 0 or more")
+    kinds = [kind for kind in KINDS if kind != "confusion"] if args.kinds == ["all"] else args.kinds
+    unknown = [kind for kind in kinds if kind not in KINDS or kind == "confusion"]
+    if unknown:
+        raise InputError(
+            f"--kinds {unknown[0]}: kinds of one class are {', '.join(k for k in KINDS if k != 'confusion')}"
+        )
+    if "superpixel" in kinds and not args.image:
+        if args.kinds != ["all"]:
+            raise InputError("--kinds superpixel: needs --image")
+        kinds.remove("superpixel")
+    if not all(0.05 <= severity < 1 for severity in args.severities):
+        raise InputError(f"--severities {' '.join(map(str, args.severities))}: IoUs from 0.05 up to, but not, 1")
     mask = read_mask(args.mask)
     image = read_image(args.image) if args.image else None
     if image is not None and image.shape[:2] != mask.shape:
@@ -148,7 +187,8 @@ def main(args: Args) -> None:
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: the picture is a PNG; end the name with .png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_grid(mask, args.levels, image)).save(out)
+    page = draw_kinds(mask, kinds, args.severities, image, args.seed) if kinds else draw_grid(mask, args.levels, image)
+    Image.fromarray(page).save(out)
 
 
 if __name__ == "__main__":

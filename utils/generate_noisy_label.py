@@ -3,9 +3,12 @@
 Paper   NLKD, ICASSP 2021; --preset nlkd repeats the published assignment.
 Run     python utils/generate_noisy_label.py --train-csv train.csv --valid-csv valid.csv --ratios 20 40 60 \\
             --out-csv data/csv --out-masks data/person
+        python utils/generate_noisy_label.py ... --kinds polygon:0.5 jitter:0.3 missing:0.2 --severity 0.8
 
-A ratio r gives train_noisy_r.csv and valid_noisy_r.csv, with the rows of the clean lists in their order, and the masks
-in iteration_noisy_r/. The same command again does nothing, or makes what is missing.
+Without --kinds masks are eroded or dilated by --levels. Kinds of noise are those of utils/add_noise.py; each gets the
+strength at which its masks keep a mean IoU of --severity, so that kinds compare at equal damage. A ratio r gives
+train_noisy_r.csv and valid_noisy_r.csv, with the rows of the clean lists in their order, and the masks in
+iteration_noisy_r/. The same command again does nothing, or makes what is missing.
 """
 
 import hashlib
@@ -23,17 +26,16 @@ from tqdm import tqdm
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from utils.add_noise import OPS, coarsen
+from utils.add_noise import coarsen
 from utils.args import launch
 from utils.errors import InputError, report_bad_rows
 from utils.images import read_mask, write_mask
 from utils.lists import read_list, unique_stems, write_list
 from utils.logs import read_record, replace_text
-from utils.prepare_data import draw_test, pool_of
+from utils.noise import KINDS
+from utils.noise_mixture import Mixture
+from utils.noise_plan import NLKD_LEVELS, assign, assign_kinds, assign_nlkd, draw_trusted
 from utils.store import in_threads
-
-NLKD_RATIOS = (10, 20, 30, 40, 50, 60)
-NLKD_LEVELS = (6, 7, 8, 9, 10)
 
 
 @dataclass
@@ -51,6 +53,13 @@ class Args:
     preset: Annotated[Literal["none", "nlkd"], "nlkd: the published assignment, for the published split"] = "none"
     trusted: Annotated[int, "also write trusted.csv: this many clean images, from the validation list first"] = 0
     workers: Annotated[int, "threads; 0: one a CPU core"] = 0
+    kinds: Annotated[list[str], f"{' '.join(KINDS)}; several are a mixture, with chances: polygon:0.7 missing:0.3"] = (
+        field(default_factory=list)
+    )
+    severity: Annotated[float, "mean IoU of noisy against clean masks that each kind is to leave"] = 0.8
+    strength: Annotated[list[float], "strength of every kind, instead of --severity"] = field(default_factory=list)
+    confusion: Annotated[str, "CSV without head, C x C: the chance of class i to be labelled j (kind confusion)"] = ""
+    classes: Annotated[int, "1: binary masks; more: class indices, 255 is ignored; needs --kinds"] = 1
     list: Annotated[str, "one clean list, instead of --train-csv and --valid-csv"] = ""
 
 
@@ -65,62 +74,19 @@ class Output(NamedTuple):
     expected: dict
 
 
-def assign(ids: list[str], ratio: int, levels: tuple[int, int], op: str, seed: int) -> pd.DataFrame:
-    """Noise for floor(ratio * n / 100) of n ids: columns id, iterations (0: clean) and op ("", erode, dilate).
-
-    `ratio` is in percent, `levels` the lowest and highest iterations. Every id has its own draws, keyed by (seed, id),
-    so the order of `ids` is of no matter; a larger ratio keeps the noise of a smaller one and adds to it; the levels
-    are equally frequent, to within one mask.
-    """
-    draws = {i: _generator(seed, "noise", i) for i in ids}
-    ranked = sorted(ids, key=lambda i: (draws[i].random(), i))
-    steps = range(levels[0], levels[1] + 1)
-    noise = {}
-    for rank, i in enumerate(ranked[: ratio * len(ids) // 100]):
-        noise[i] = (steps[rank % len(steps)], OPS[draws[i].integers(2)] if op == "both" else op)
-    return pd.DataFrame([(i, *noise.get(i, (0, ""))) for i in ids], columns=["id", "iterations", "op"])
-
-
-def assign_nlkd(ids: list[str], n_test: int, seed: int, ratio: int) -> pd.DataFrame:
-    """The published assignment for `ids`, the whole data set: one row for every id outside the test set, sorted.
-
-    Columns as in `assign`. One Python random stream draws the test ids and then the ratios 10, 20, ... 60 one after
-    the other, so these are the only ratios it has, and they are not nested. Source: NLKD, ICASSP 2021, released lists.
-    """
-    if ratio not in NLKD_RATIOS:
-        raise InputError(f"--ratios {ratio}: the published ratios are {', '.join(map(str, NLKD_RATIOS))}")
-    test, rng = draw_test(ids, n_test, seed)
-    pool = pool_of(ids, test)
-    for now in NLKD_RATIOS[: NLKD_RATIOS.index(ratio) + 1]:
-        drawn = rng.sample(pool, now * len(pool) // 100)
-        group = max(1, -(-len(drawn) // len(NLKD_LEVELS)))
-        level = {i: NLKD_LEVELS[place // group] for place, i in enumerate(drawn)}
-        noise = {i: (level[i], OPS[rng.randint(0, 1)]) for i in pool if i in level}
-    return pd.DataFrame([(i, *noise.get(i, (0, ""))) for i in pool], columns=["id", "iterations", "op"])
-
-
-def draw_trusted(valid: list[str], train: list[str], count: int, seed: int) -> list[str]:
-    """`count` ids from `valid`, on which no student trains, and from `train` once `valid` is used up."""
-    key = {i: _generator(seed, "trusted", i).random() for i in [*valid, *train]}
-    order = [*sorted(valid, key=lambda i: (key[i], i)), *sorted(train, key=lambda i: (key[i], i))]
-    return order[:count]
-
-
-def _generator(seed: int, purpose: str, i: str) -> np.random.Generator:
-    digest = hashlib.sha256(f"{purpose} {i}".encode()).digest()
-    return np.random.default_rng([seed, int.from_bytes(digest[:16], "big")])
-
-
 def main(args: Args) -> None:
     """Write the masks and lists of every ratio; unusable input is an InputError before anything is written."""
     _check(args)
     pool = _read_pool(args)
-    outputs = [_plan(args, pool, ratio) for ratio in dict.fromkeys(args.ratios)]
+    mixture = Mixture(args) if args.kinds else None
+    if mixture:
+        mixture.find_strengths(pool)
+    outputs = [_plan(args, pool, ratio, mixture) for ratio in dict.fromkeys(args.ratios)]
     unmade = [_unmade(args, output) for output in outputs]
     if any(rows is None or len(rows) for rows in unmade):
         _check_masks(args, pool)
     for output, rows in zip(outputs, unmade, strict=True):
-        _make(args, output, rows)
+        _make(args, output, rows, mixture)
     if args.trusted:
         _write_trusted(args, pool)
 
@@ -136,7 +102,11 @@ def _check(args: Args) -> None:
             raise InputError(f"--{flag} {getattr(args, flag)}: must be 0 or more")
     if [bool(path) for path in (args.list, args.train_csv, args.valid_csv)] not in ([1, 0, 0], [0, 1, 1]):
         raise InputError("give --train-csv and --valid-csv, or --list alone")
+    if not 1 <= args.classes <= 255 or (args.classes > 1 and not args.kinds):
+        raise InputError(f"--classes {args.classes}: 1 to 255, and more than 1 with --kinds only")
     if args.preset == "nlkd":
+        if args.kinds:
+            raise InputError("--preset nlkd erodes and dilates; leave --kinds out")
         if not args.test_csv:
             raise InputError(
                 "--preset nlkd needs --test-csv: the published noise follows from the draw of the test set"
@@ -170,7 +140,7 @@ def _check_masks(args: Args, pool: pd.DataFrame) -> None:
 
     def fault(clean: str) -> str:
         try:
-            read_mask(Path(args.data_root, clean))
+            read_mask(Path(args.data_root, clean), args.classes)
         except InputError as error:
             return str(error)
         return ""
@@ -187,8 +157,10 @@ def _in_threads(args: Args, function, items, what: str) -> list:
     return list(tqdm(found, what, len(items), disable=None, leave=False))
 
 
-def _plan(args: Args, pool: pd.DataFrame, ratio: int) -> Output:
-    if args.preset == "nlkd":
+def _plan(args: Args, pool: pd.DataFrame, ratio: int, mixture: Mixture | None) -> Output:
+    if mixture:
+        noise = assign_kinds(pool["stem"].tolist(), ratio, mixture.chances, args.seed)
+    elif args.preset == "nlkd":
         noise = _published(args, pool["stem"].tolist(), ratio)
     else:
         noise = assign(pool["stem"].tolist(), ratio, tuple(args.levels), args.op, args.seed)
@@ -197,6 +169,9 @@ def _plan(args: Args, pool: pd.DataFrame, ratio: int) -> Output:
     lists = {role: Path(args.out_csv, f"{role}_noisy_{ratio}.csv") for role in _sources(args)}
     sources = _sources(args) | ({"test": args.test_csv} if args.test_csv else {})
     expected = {name: getattr(args, name) for name in ("seed", "levels", "op", "preset")}
+    if mixture:
+        expected |= {"kinds": {k: [chance, mixture.strengths[k]] for k, chance in mixture.chances.items()}}
+        expected |= {"classes": args.classes, "confusion": _hash(args.confusion) if args.confusion else ""}
     expected |= {"masks": _in_list(args, folder), "inputs": {role: _hash(path) for role, path in sources.items()}}
     if {os.path.abspath(path) for path in lists.values()} & {os.path.abspath(path) for path in sources.values()}:
         raise InputError(f"--out-csv {args.out_csv}: an input list would be overwritten; choose another folder")
@@ -231,7 +206,7 @@ def _unmade(args: Args, output: Output) -> pd.DataFrame | None:
     return plan[[f"{stem}.png" not in there for stem in plan["stem"]]]
 
 
-def _make(args: Args, output: Output, unmade: pd.DataFrame | None) -> None:
+def _make(args: Args, output: Output, unmade: pd.DataFrame | None, mixture: Mixture | None) -> None:
     if unmade is not None and unmade.empty:
         print(f"{output.ratio} %: up to date, nothing to do")
         return
@@ -241,35 +216,57 @@ def _make(args: Args, output: Output, unmade: pd.DataFrame | None) -> None:
         for path in (output.record, *output.lists.values()):
             path.unlink(missing_ok=True)
 
-    def one(row) -> int:
-        clean = read_mask(Path(args.data_root, row.clean))
-        coarse = coarsen(clean, row.iterations, row.op, keep_area=args.preset == "none")
-        if coarse.iterations:
-            write_mask(output.folder / f"{row.stem}.png", coarse.mask)
-        return coarse.iterations
+    def one(row) -> tuple[int, float]:
+        if mixture:
+            noisy, iou = mixture.make(row)
+            used = int(noisy is not None)
+        else:
+            clean = read_mask(Path(args.data_root, row.clean))
+            noisy, used, _ = coarsen(clean, row.iterations, row.op, keep_area=args.preset == "none")
+            iou = float("nan")
+        if used:
+            write_mask(output.folder / f"{row.stem}.png", noisy, args.classes)
+        return used, iou
 
-    used = _in_threads(args, one, list(rows.itertuples()), f"noise {output.ratio} %")
+    made = _in_threads(args, one, list(rows.itertuples()), f"noise {output.ratio} %")
     if unmade is not None:
         print(f"{output.ratio} %: {len(rows)} missing masks made again")
         return
     final = output.plan.copy()
-    final.loc[rows.index, "iterations"] = used
-    _write_lists(output, final)
-    counts = final.loc[final["iterations"] > 0, "op"].value_counts()
-    lowered = int(((final["iterations"] < output.plan["iterations"]) & (final["iterations"] > 0)).sum())
+    final.loc[rows.index, ["iterations", "iou"]] = made
+    _write_lists(output, final.astype({"iterations": int}), mixture)
+    _say(output, final, mixture)
+
+
+def _say(output: Output, final: pd.DataFrame, mixture: Mixture | None) -> None:
+    noisy, fewer = final["iterations"] > 0, final["iterations"] < output.plan["iterations"]
+    counts, lowered = final.loc[noisy, "op"].value_counts(), ""
+    if mixture:
+        iou = final[noisy].groupby("op")["iou"].mean()
+        what = "; ".join(
+            f"{counts[kind]} {kind}, mean IoU {iou[kind]:.3f}" for kind in mixture.chances if kind in counts
+        )
+    else:
+        what = f"{counts.get('erode', 0)} eroded, {counts.get('dilate', 0)} dilated"
+        lowered = f"{int((fewer & noisy).sum())} with fewer iterations and "
     print(
-        f"{output.ratio} %: {counts.sum()} of {len(final)} masks noisy ({counts.get('erode', 0)} eroded, "
-        f"{counts.get('dilate', 0)} dilated), {lowered} with fewer iterations and {used.count(0)} left clean so as not "
-        f"to vanish or fill the frame: {', '.join(map(str, output.lists.values()))}"
+        f"{output.ratio} %: {counts.sum()} of {len(final)} masks noisy ({what}), "
+        f"{lowered}{int((fewer & ~noisy).sum())} left clean so as not to vanish or "
+        f"fill the frame: {', '.join(map(str, output.lists.values()))}"
     )
 
 
-def _write_lists(output: Output, final: pd.DataFrame) -> None:
+def _write_lists(output: Output, final: pd.DataFrame, mixture: Mixture | None) -> None:
     noisy = final["iterations"] > 0
     final["filename"] = np.where(noisy, output.expected["masks"] + "/" + final["stem"] + ".png", final["clean"])
     final["op"] = final["op"].where(noisy, "")
+    columns = ["img", "filename", "iterations", "op", "clean"]
+    if mixture:  # how much noise it is in the unit of its kind, and what it costs
+        final["strength"] = final["op"].map(mixture.strengths).fillna(0.0)
+        final["iou"] = final["iou"].where(noisy, 1.0).round(4)
+        columns += ["strength", "iou"]
     for role, path in output.lists.items():
-        write_list(final.loc[final["role"] == role, ["img", "filename", "iterations", "op", "clean"]], path)
+        write_list(final.loc[final["role"] == role, columns], path)
     record = output.expected | {"lists": {role: _hash(path) for role, path in output.lists.items()}}
     replace_text(output.record, json.dumps(record, indent=1) + "\n")
 

@@ -1,0 +1,86 @@
+"""A mixture of kinds of noise at equal damage: the strength of every kind, and the noisy mask of every image."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from utils.errors import InputError, warn
+from utils.images import read_image, read_mask
+from utils.noise import KINDS, apply_noise, find_strength
+from utils.noise_plan import generator
+from utils.scores import pair_scores
+
+SAMPLE = 64  # masks whose mean IoU decides the strength of a kind
+SLOW = {"superpixel": 8}  # kinds that take a large part of a second a mask
+FAR = 0.05  # from the IoU that was asked for: then the kind cannot reach it
+
+
+class Mixture:
+    """The flags --kinds, --severity, --strength, --confusion and --classes; InputError for what cannot be made."""
+
+    def __init__(self, args):
+        self.args, self.chances = args, dict(_kind_and_chance(word) for word in args.kinds)
+        unknown = [kind for kind in self.chances if kind not in KINDS]
+        if unknown:
+            raise InputError(f"--kinds {unknown[0]}: known kinds are {', '.join(KINDS)}")
+        if not all(0 < chance < float("inf") for chance in self.chances.values()):
+            raise InputError(f"--kinds {' '.join(args.kinds)}: a chance is a positive number, as in polygon:0.7")
+        if not 0.05 <= args.severity < 1:
+            raise InputError(f"--severity {args.severity}: an IoU from 0.05 up to, but not, 1")
+        if args.strength and (len(args.strength) != len(self.chances) or not min(args.strength) > 0):
+            raise InputError(f"--strength: needs one positive number for each of the {len(self.chances)} kinds")
+        if "confusion" in self.chances and args.classes == 1:
+            raise InputError("--kinds confusion: needs --classes of 2 or more; for binary masks there is `missing`")
+        self.matrix = _read_matrix(args) if args.confusion else None
+        self.strengths = dict(zip(self.chances, args.strength, strict=False))
+
+    def find_strengths(self, pool: pd.DataFrame) -> None:
+        """Find every kind's strength on masks spread over the lists `pool` (img, clean, stem), and say it."""
+        for kind in tqdm(self.chances, "strengths", leave=False, disable=None):
+            if kind in self.strengths:
+                continue
+            count = min(SLOW.get(kind, SAMPLE), len(pool))
+            rows = pool.iloc[np.unique(np.linspace(0, len(pool) - 1, count).astype(int))]
+            sample = [self._read(row, kind) for row in rows.itertuples()]
+            strength, left = find_strength(sample, kind, self.args.severity, self.args.classes, self.matrix)
+            self.strengths[kind] = float(f"{strength:.4g}")
+            print(f"{kind}: strength {strength:.4g} ({KINDS[kind].unit}) leaves a mean IoU of {left:.3f}")
+            if left > self.args.severity + FAR:
+                warn(f"--severity {self.args.severity}: {kind} cannot cost as much on these masks")
+
+    def make(self, row) -> tuple[np.ndarray | None, float]:
+        """The noisy mask of a row (img, clean, stem, op), None where the noise would take a class away, and its IoU."""
+        clean, image, key = self._read(row, row.op)
+        noisy = apply_noise(clean, row.op, self.strengths[row.op], key(), self.args.classes, image, self.matrix)
+        iou = pair_scores(noisy, clean, self.args.classes)["iou"]
+        return (None, 1.0) if (noisy == clean).all() else (noisy, iou)
+
+    def _read(self, row, kind) -> tuple[np.ndarray, np.ndarray | None, Callable]:
+        mask = read_mask(Path(self.args.data_root, row.clean), self.args.classes)
+        image = read_image(Path(self.args.data_root, row.img)) if kind == "superpixel" else None
+        if image is not None and image.shape[:2] != mask.shape:
+            raise InputError(f"{row.img} and {row.clean} have different sizes")
+        return mask, image, lambda: generator(self.args.seed, "strength", row.stem)
+
+
+def _kind_and_chance(word: str) -> tuple[str, float]:
+    kind, _, chance = word.partition(":")
+    try:
+        return kind, float(chance or 1)
+    except ValueError:
+        return kind, float("nan")
+
+
+def _read_matrix(args) -> np.ndarray:
+    try:
+        matrix = np.loadtxt(args.confusion, delimiter=",", ndmin=2)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--confusion {args.confusion}: {error}") from None
+    whole = matrix.shape == (args.classes, args.classes) and (matrix >= 0).all() and (matrix.sum(1) <= 1 + 1e-6).all()
+    if not whole:
+        what = f"needs {args.classes} rows of as many chances, which sum to 1 at most"
+        raise InputError(f"--confusion {args.confusion}: {what}")
+    return matrix
