@@ -3,6 +3,8 @@
 Paper    Liang et al., "NLKD: using coarse annotations for semantic segmentation based on knowledge distillation",
          ICASSP 2021. w = T s + (1 - T) t: the teacher's score t is in the list, the student's own s is taken anew at
          every step, from hard masks and without a gradient; T is 0 for --warmup epochs, then grows to --t-end.
+         --level pixel: one weight a pixel, s^T t^(1 - T) of the probabilities that student and teacher give its label,
+         low beside the contour; after the authors' later BAKD (2025). Lists by utils/predict_mask.py --support.
 Run      python train_with_KDweight.py --train_csv WEIGHTS.csv --valid_csv VALID.csv --test_csv TEST.csv --name bf_kd
 2 GPUs   torchrun --standalone --nproc_per_node=2 train_with_KDweight.py ... (same flags)
 Results  benchmarks/nlkd.md
@@ -14,7 +16,6 @@ from typing import Annotated, Literal
 from utils.args import WeightArgs, launch
 from utils.averages import Averages
 from utils.checkpoint import Checkpoint
-from utils.dataset import open_lists
 from utils.evaluate import evaluate, named, test_once
 from utils.lists import weight_score
 from utils.losses import hard, per_image_loss
@@ -24,11 +25,13 @@ from utils.methods.weighting import (
     mixing,
     released_student_quality,
     student_quality,
-    weighted_loss,
+    weigh_pixels,
+    weighted_mean,
 )
 from utils.optim import build_optimizer
 from utils.pictures import show
 from utils.run import Run
+from utils.support import open_weighted
 
 
 @dataclass
@@ -49,8 +52,10 @@ def main(args: Args) -> None:
     run = Run(args)
     if run.finished():
         return
-    train, valid, test = run.loaders(open_lists(args, weighted=True))
-    quality = weight_score(train.dataset.frame, args.train_csv) if args.quality == "auto" else args.quality
+    train, valid, test = run.loaders(open_weighted(args))
+    quality, pixel = args.quality, args.level == "pixel"
+    if quality == "auto" and not pixel:
+        quality = weight_score(train.dataset.frame, args.train_csv)
     theta = args.student_theta or args.theta
     net = run.build()
     optimizer, schedule = build_optimizer(args, net, len(train))
@@ -63,14 +68,18 @@ def main(args: Args) -> None:
             with run.autocast():
                 logits = net(batch["image"])
             loss, student = per_image_loss(logits, batch["mask"]), None
-            if share > 0 and args.compat == "nlkd":
+            if pixel:
+                product, weight = weigh_pixels(logits, batch, share, args)
+            elif share > 0 and args.compat == "nlkd":
                 student = released_student_quality(logits, batch["mask"], args.theta0, theta)
             elif share > 0:
                 student = student_quality(hard(logits), batch["mask"], quality, args.classes, args.theta0, theta)
                 stats.add(batch["noisy"], student=student)
-            weight = mix_weights(batch["weight"], student, share, args.weight_floor)
+            if not pixel:
+                weight = mix_weights(batch["weight"], student, share, args.weight_floor)
+                product = weight * loss
             mean = run.mean(weight.mean()) if args.normalise == "weight" else None
-            run.step(net, optimizer, schedule, weighted_loss(loss, weight, args.normalise, mean))
+            run.step(net, optimizer, schedule, weighted_mean(product, weight, args.normalise, mean))
             stats.add(batch["noisy"], loss=loss, weight=weight)
             stats.add(weight_square=weight**2)
             stats.keep(weight=weight)

@@ -1,7 +1,8 @@
-"""NLKD without distillation: every image counts as much as the teacher trusts its mask.
+"""NLKD without distillation: every image, or every pixel, counts as much as the teacher trusts its mask.
 
 Paper    Liang et al., "NLKD: using coarse annotations for semantic segmentation based on knowledge distillation",
-         ICASSP 2021, the rows without KD. The weights come from utils/get_weight.py.
+         ICASSP 2021, the rows without KD. The weights come from utils/get_weight.py; those of --level pixel from
+         utils/predict_mask.py --support, after the authors' later BAKD (2025).
 Run      python train_with_Teacher_weight.py --train_csv WEIGHTS.csv --valid_csv VALID.csv --test_csv TEST.csv --name bf
 2 GPUs   torchrun --standalone --nproc_per_node=2 train_with_Teacher_weight.py ... (same flags)
 Results  benchmarks/nlkd.md
@@ -10,20 +11,20 @@ Results  benchmarks/nlkd.md
 from utils.args import WeightArgs, launch
 from utils.averages import Averages
 from utils.checkpoint import Checkpoint
-from utils.dataset import open_lists
 from utils.evaluate import evaluate, named, test_once
 from utils.losses import per_image_loss
-from utils.methods.weighting import effective_size, mix_weights, weighted_loss
+from utils.methods.weighting import effective_size, mix_weights, weigh_pixels, weighted_mean
 from utils.optim import build_optimizer
 from utils.pictures import show
 from utils.run import Run
+from utils.support import open_weighted
 
 
 def main(args: WeightArgs) -> None:
     run = Run(args)
     if run.finished():
         return
-    train, valid, test = run.loaders(open_lists(args, weighted=True))
+    train, valid, test = run.loaders(open_weighted(args))
     net = run.build()
     optimizer, schedule = build_optimizer(args, net, len(train))
     checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule])
@@ -34,9 +35,13 @@ def main(args: WeightArgs) -> None:
             with run.autocast():
                 logits = net(batch["image"])
             loss = per_image_loss(logits, batch["mask"])
-            weight = mix_weights(batch["weight"], None, 0.0, args.weight_floor)
+            if args.level == "pixel":
+                product, weight = weigh_pixels(logits, batch, 0.0, args)
+            else:
+                weight = mix_weights(batch["weight"], None, 0.0, args.weight_floor)
+                product = weight * loss
             mean = run.mean(weight.mean()) if args.normalise == "weight" else None
-            run.step(net, optimizer, schedule, weighted_loss(loss, weight, args.normalise, mean))
+            run.step(net, optimizer, schedule, weighted_mean(product, weight, args.normalise, mean))
             stats.add(batch["noisy"], loss=loss, weight=weight)
             stats.add(weight_square=weight**2)
             stats.keep(weight=weight)

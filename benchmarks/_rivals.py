@@ -126,14 +126,14 @@ class Phases:
 
     def __init__(self, module, sync):
         self.sync, self.inside, self.spent, self.start = sync, False, {}, None
-        loss = [(module, name) for name in ("per_image_loss", "weighted_loss", "selected_loss", "examples")]
+        losses = ("per_image_loss", "weigh_pixels", "weighted_mean", "selected_loss", "examples")
         update = [(torch.optim.AdamW, "step"), (torch.optim.lr_scheduler.LRScheduler, "step")]
         update += [(torch.optim.Optimizer, "zero_grad")]
         self.parts = {
             "loader": [(torch.utils.data.dataloader._BaseDataLoaderIter, "__next__")],
             "transfer": [(torch.Tensor, "to")],
             "forward": [(Segmenter, "forward")],
-            "loss": loss,
+            "loss": [(module, name) for name in losses],
             "method": [(module, name) for name in ("student_quality", "cleanness", "keep_cleanest", "selection_stats")],
             "backward": [(torch.Tensor, "backward")],
             "clip": [(importlib.import_module("utils.steps"), "clip_grad_value_")],

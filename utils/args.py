@@ -62,6 +62,8 @@ class TrainArgs:
 class WeightArgs(TrainArgs):
     weight_floor: Annotated[float, "no sample weight is smaller than this"] = 0.0
     normalise: Annotated[Literal["batch", "weight"], "divide a batch's loss by its images, or by its weights"] = "batch"
+    level: Annotated[Literal["sample", "pixel"], "a weight an image, or a pixel (lists with column support)"] = "sample"
+    guard: Annotated[float, "level pixel: pixels from the contour of the mask over which trust returns; 0: none"] = 1.0
 
 
 @dataclass
@@ -188,6 +190,8 @@ def check(args: TrainArgs) -> None:
     for flag in ("size", "clip_value", "weight_decay", "cache_gb", "seed", "step_gamma", "save_minutes", "pictures"):
         if not getattr(args, flag) >= 0:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 0 or more")
+    if not getattr(args, "guard", 0) >= 0:
+        raise InputError(f"--guard {args.guard}: must be 0 or more")
     if args.workers < -1:
         raise InputError(f"--workers {args.workers}: must be 0 or more, or -1 to leave it open")
     if not 0 < args.learning_rate < float("inf"):

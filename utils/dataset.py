@@ -1,8 +1,6 @@
 """The images and masks of one CSV list: decoded once, kept on disk or in memory, augmented by (seed, epoch, index)."""
 
-import os
-import random
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -11,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from utils.augment import augmentation, flip
 from utils.errors import InputError, report_bad_rows, warn
 from utils.images import IGNORE, read_image, read_mask, read_pair, resize_image, resize_mask
 from utils.lists import read_list
@@ -28,12 +27,15 @@ class ListDataset(Dataset):
     without one; what exceeds `cache_gb` is decoded again when asked for. `size` 0 keeps images as they are.
     """
 
+    planes = ()  # beyond (H, W) of what is kept as a mask
+
     def __init__(
         self, path, root=".", size=0, classes=1, weighted=False, augment="none", seed=0, cache_gb=8.0, cache_dir=None
     ):
         self.frame = read_list(path, ("img", "filename", "weight") if weighted else ("img", "filename"))
         self.path, self.size, self.classes = path, size, classes
         self.files = [[str(Path(root, name)) for name in self.frame[column]] for column in ("img", "filename")]
+        self.root = root
         self.seed = seed
         self.now = torch.zeros((), dtype=torch.int64).share_memory_()  # the epoch; loader processes see it too
         self.augment = augmentation(augment)
@@ -64,7 +66,7 @@ class ListDataset(Dataset):
         if (self.shapes[indices] != shape).any():
             raise ValueError(f"{self.path}: images of different sizes in one batch")
         image = torch.empty((len(indices), *shape, 3), dtype=torch.uint8)
-        mask = torch.empty((len(indices), *shape), dtype=torch.uint8)
+        mask = torch.empty((len(indices), *shape, *self.planes), dtype=torch.uint8)
         for i, to_image, to_mask in zip(indices, image.numpy(), mask.numpy(), strict=True):
             to_image[:], to_mask[:] = self._augmented(i)
         batch = {"image": image, "mask": mask, "noisy": torch.from_numpy(self.noisy[indices])}
@@ -86,7 +88,7 @@ class ListDataset(Dataset):
 
     def takes_time(self) -> bool:
         """Whether samples are decoded or strongly augmented when they are asked for."""
-        return self.images[0] is None or self.images[len(self) - 1] is None or self.augment not in (None, _flip)
+        return self.images[0] is None or self.images[len(self) - 1] is None or self.augment not in (None, flip)
 
     def one_shape(self) -> bool:
         """Whether all images have the same height and width, so that they fit in batches."""
@@ -94,6 +96,9 @@ class ListDataset(Dataset):
 
     def plain(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, 3) and mask (H, W) as they are before any augmentation, not to be written to."""
+        return self._pair(i)
+
+    def _pair(self, i):
         if self.images[i] is None:
             return tuple(array for array, _ in self._decode(i))
         return self.images[i], self.masks[i]
@@ -103,7 +108,7 @@ class ListDataset(Dataset):
         return int(np.median(self.sizes.min(1)))
 
     def _augmented(self, i):
-        image, mask = self.plain(i)
+        image, mask = self._pair(i)
         if self.augment is None:
             return image, mask
         return self.augment(image, mask, int(np.random.SeedSequence([self.seed, self.epoch, i]).generate_state(1)[0]))
@@ -130,7 +135,7 @@ class ListDataset(Dataset):
 
     def _open_stores(self, folder, room, stamps):
         images = Store(folder / key_of("image", stamps[0], self.size), (3,))
-        masks = Store(folder / key_of("mask", stamps[1], self.size, self.classes))
+        masks = Store(folder / key_of("mask", stamps[1], self.size, self.classes, *self.planes), self.planes)
         built = False
         try:
             while lacking := [store for store in (images, masks) if not store.acquire(room)]:
@@ -179,7 +184,7 @@ class ListDataset(Dataset):
             room -= image[0].nbytes + mask[0].nbytes
             images.append(image[0] if room >= 0 else None)
             masks.append(mask[0] if room >= 0 else None)
-            shapes.append(mask[0].shape)
+            shapes.append(mask[0].shape[:2])
             sizes.append(image[1])
             labelled = labelled or self._labels(mask[0])
 
@@ -207,13 +212,16 @@ class ListDataset(Dataset):
 
     def _decode(self, i):
         image, mask = read_pair(self.files[0][i], self.files[1][i], self.classes)
-        return self._resized(image, resize_image), self._resized(mask, resize_mask)
+        return self._resized(image, resize_image), self._finished(i, mask)
 
     def _decode_image(self, i):
         return self._resized(read_image(self.files[0][i]), resize_image)
 
     def _decode_mask(self, i):
-        return self._resized(read_mask(self.files[1][i], self.classes), resize_mask)
+        return self._finished(i, read_mask(self.files[1][i], self.classes))
+
+    def _finished(self, i, mask):
+        return self._resized(mask, resize_mask)
 
     def _resized(self, array, resize):
         """The array as it is used, and the (H, W) of its file."""
@@ -223,61 +231,19 @@ class ListDataset(Dataset):
         return self.classes > 1 and bool(((mask > 0) & (mask != IGNORE)).any())
 
 
-def augmentation(kind: str):
-    """None, or a function (image, mask, seed) -> (image, mask) of a random but repeatable change.
-
-    "flip" mirrors left-right, "strong" also moves, colours and blurs. Outside the frame image and mask are continued
-    by reflection, so that no label is invented; masks are moved by nearest neighbour.
-    """
-    if kind == "none":
-        return None
-    if kind == "flip":
-        return _flip
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for its newest version at import
-    import albumentations as A  # half a second, which other runs do not spend
-
-    flip = A.HorizontalFlip(p=0.5)
-    move = A.Affine(
-        scale=(0.7, 1.4),
-        rotate=(-20, 20),
-        shear=(-8, 8),
-        translate_percent=(-0.1, 0.1),
-        interpolation=cv2.INTER_LINEAR,
-        mask_interpolation=cv2.INTER_NEAREST,
-        border_mode=cv2.BORDER_REFLECT_101,
-        p=0.8,
-    )
-    colour = [A.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), A.ToGray(p=0.1), A.RandomGamma((70, 140), p=0.3)]
-    blur = A.OneOf([A.GaussianBlur((3, 5)), A.GaussNoise((0.02, 0.08))], p=0.3)
-    return partial(_apply, A.Compose([flip, move, *colour, blur]))
-
-
-def _flip(image, mask, seed):
-    # decides as HorizontalFlip(p=0.5) does; the library around it takes longer than the flip
-    flip = random.Random(seed).random() < 0.5
-    return (cv2.flip(image, 1), cv2.flip(mask, 1)) if flip else (image, mask)
-
-
-def _apply(pipeline, image, mask, seed):
-    # set_random_seed would give every transform the same draws: no colour without a flip
-    pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-    both = pipeline(image=image, mask=mask)
-    return both["image"], both["mask"]
-
-
 @cache
 def _warn_once(text):
     warn(text)
 
 
-def open_lists(args, weighted: bool = False) -> list[ListDataset]:
-    """The training, validation and (if there is one) test list of the flags, all files checked; InputError as found."""
+def open_lists(args, weighted: bool = False, kind: type = ListDataset) -> list[ListDataset]:
+    """The training (a `kind`), validation and (if there is one) test list of the flags, all files checked."""
     for flag in ("train_csv", "valid_csv"):
         if not getattr(args, flag):
             raise InputError(f"--{flag}: name a list")
     how = {"root": args.data_root, "size": args.size, "classes": args.classes, "cache_gb": args.cache_gb}
     how["cache_dir"] = args.cache_dir or Path(args.run_dir) / ".cache"
-    lists = {"train": ListDataset(args.train_csv, weighted=weighted, augment=args.augment, seed=args.seed, **how)}
+    lists = {"train": kind(args.train_csv, weighted=weighted, augment=args.augment, seed=args.seed, **how)}
     lists["valid"] = ListDataset(args.valid_csv, **how)
     if args.test_csv:
         lists["test"] = ListDataset(args.test_csv, **how)

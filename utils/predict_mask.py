@@ -2,6 +2,7 @@
 
 Run   python utils/predict_mask.py --list TRAIN.csv --checkpoint runs/teacher/last.pt --out masks/teacher --trusted
       python utils/predict_mask.py --list TRAIN.csv --folds 3 --checkpoint runs/fold0/last.pt runs/fold1/last.pt ...
+      with --support also OUT/support and OUT_support.csv, TRAIN.csv with a column for train_*.py --level pixel
 """
 
 import hashlib
@@ -24,12 +25,13 @@ from tqdm import tqdm
 from utils.args import launch
 from utils.checkpoint import image_keys, load_network
 from utils.errors import InputError, report_bad_rows, warn
-from utils.images import read_image, resize_image, write_mask
-from utils.inference import to_mask, to_probability
+from utils.images import IGNORE, check_sizes, read_image, read_mask, resize_image, write_mask, write_picture
+from utils.inference import enlarge, to_mask, to_probability
 from utils.interrupt import loader_processes
 from utils.lists import read_list, unique_stems, write_list
 from utils.logs import read_record, replace_text
 from utils.sources import digest
+from utils.store import key_of, stamp_files
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Args:
     trusted: Annotated[bool, "say that the teacher was trained on masks you trust; get_weight.py warns otherwise"] = (
         False
     )
+    support: Annotated[bool, "also write how likely the list's masks are, pixel by pixel, for --level pixel"] = False
     data_root: Annotated[str, "folder that relative paths in the list start from"] = "."
     size: Annotated[int, "network input; -1: the size the checkpoint was trained with; 0: as the images are"] = -1
     batch_size: Annotated[int, "images a step"] = 16
@@ -79,26 +82,68 @@ class Images(Dataset):
 
 def main(args: Args) -> None:
     """Predict, or do nothing where the same masks are there already."""
-    frame = read_list(args.list, ("img",))
+    frame = read_list(args.list, ("img", "filename") if args.support else ("img",))
     stems, out = unique_stems(frame, args.list), Path(args.out)
     paths = [out / f"{stem}.png" for stem in stems]
+    supports = [out / "support" / f"{stem}.png" for stem in stems] if args.support else []
     record = {"checkpoints": [f"{p} {digest(p)}" for p in args.checkpoint]}
     record |= {k: v for k, v in asdict(args).items() if k in ("folds", "trusted", "size", "precision")}
     record["images"] = hashlib.sha256("\n".join(frame["img"]).encode()).hexdigest()[:16]
+    if args.support:  # it is about the masks of the list too
+        record["support"] = key_of("support", _stamps(frame, args))
     about = out / "teacher.json"
-    if read_record(about) == record and all(p.exists() for p in paths):
+    if read_record(about) == record and all(p.exists() for p in paths + supports):
         print(f"{out}: {len(paths)} masks are there already")
         return
     _claim(out, about, paths, args.list)
     teachers = load_teachers(frame, args.checkpoint, args)
+    if supports:
+        supports[0].parent.mkdir(exist_ok=True)
+    classes, bad = teachers.model["classes"], []
     for i, probability, shape in probabilities(frame, teachers, args):
-        write_mask(paths[i], to_mask(probability, shape), teachers.model["classes"])
-    root = Path(args.data_root).resolve()
-    names = [str(p.resolve().relative_to(root) if p.resolve().is_relative_to(root) else p.resolve()) for p in paths]
-    write_list(pd.DataFrame({"img": frame["img"], "filename": names}), f"{out}.csv")
+        write_mask(paths[i], to_mask(probability, shape), classes)
+        if supports:
+            try:
+                mask = read_mask(Path(args.data_root, frame["filename"].iloc[i]), classes)
+                check_sizes(frame["img"].iloc[i], shape, frame["filename"].iloc[i], mask.shape)
+            except InputError as error:
+                bad.append((int(frame["line"].iloc[i]), str(error)))
+            else:
+                write_picture(supports[i], support_of(enlarge(probability, shape), mask))
+    report_bad_rows(args.list, bad, "Correct or remove these rows.")
+    write_list(pd.DataFrame({"img": frame["img"], "filename": _in_root(paths, args)}), f"{out}.csv")
+    if supports:
+        supported = frame.drop(columns="line").assign(support=_in_root(supports, args))
+        write_list(supported, f"{out}_support.csv")
     replace_text(about, json.dumps(record, indent=1) + "\n")
     count = len(args.checkpoint)
     print(f"{out}: {len(paths)} masks from {count} checkpoint{'s' * (count > 1)}; their list is {out}.csv")
+
+
+def support_of(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """p(given label) x 255 of every pixel, (H, W) uint8, from (C, H, W) probabilities and a mask (H, W); 255 of void.
+
+    C = 1: `probability` is that of label 1.
+    """
+    if len(probability) == 1:
+        given = np.where(mask == 1, probability[0], 1 - probability[0])
+    else:
+        void = mask == IGNORE
+        given = np.take_along_axis(probability, np.where(void, 0, mask)[None].astype(np.int64), 0)[0]
+        given = np.where(void, 1, given)
+    return (given * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _stamps(frame, args) -> list:
+    found = stamp_files([str(Path(args.data_root, name)) for name in frame["filename"]])
+    bad = [(line, str(one)) for line, one in zip(frame["line"], found, strict=True) if isinstance(one, InputError)]
+    report_bad_rows(args.list, bad, "Correct --data-root, the list or the files.")
+    return found
+
+
+def _in_root(paths, args) -> list[str]:
+    root = Path(args.data_root).resolve()
+    return [str(p.resolve().relative_to(root) if p.resolve().is_relative_to(root) else p.resolve()) for p in paths]
 
 
 def _claim(out: Path, about: Path, paths: list[Path], source: str) -> None:

@@ -1,9 +1,17 @@
-"""Sample weights of NLKD (ICASSP 2021): the teacher's judgement of an annotation mixed with the student's own."""
+"""Weights of NLKD (ICASSP 2021): the teacher's judgement of an annotation mixed with the student's own.
+
+One weight an image, as published, or one a pixel, as in the authors' later BAKD (2025).
+"""
+
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils.boundary import soft_boundary_f
+from utils.images import IGNORE
+from utils.losses import per_pixel_loss
 from utils.metrics import sample_scores
 
 
@@ -36,13 +44,13 @@ def mix_weights(teacher: Tensor, student: Tensor | None, share: float, floor: fl
     return weight.clamp(min=floor) if floor > 0 else weight
 
 
-def weighted_loss(loss: Tensor, weight: Tensor, normalise: str = "batch", mean_weight: Tensor | None = None) -> Tensor:
-    """Mean of weight * loss over the images of a batch, both (N,).
+def weighted_mean(product: Tensor, weight: Tensor, normalise: str = "batch", mean_weight: Tensor | None = None):
+    """Mean over the images of a batch of `product` = weight * loss, (N,) like `weight`.
 
     `normalise` "batch" divides by their number (published); "weight" by the sum of the weights, so that the step size
     does not follow how strict the score is. `mean_weight` replaces the batch's own mean there, for several processes.
     """
-    total = (weight * loss).sum() / len(loss)
+    total = product.sum() / len(product)
     if normalise == "batch":
         return total
     mean = weight.detach().mean() if mean_weight is None else mean_weight
@@ -52,3 +60,65 @@ def weighted_loss(loss: Tensor, weight: Tensor, normalise: str = "batch", mean_w
 def effective_size(mean: float, mean_square: float, n: int) -> float:
     """How many equally weighted images carry as much: (sum w)^2 / sum w^2, from the means of w and of its square."""
     return n * mean**2 / mean_square if mean_square > 0 else 0.0
+
+
+def given_probability(logits: Tensor, mask: Tensor) -> Tensor:
+    """What a network finds the given label's probability to be, (N, H, W) float32, no gradient; 1 where void.
+
+    `logits` is (N, 1, H, W) binary or (N, C, H, W), `mask` (N, H, W) uint8.
+    """
+    logits = logits.detach().float()
+    if logits.shape[1] == 1:
+        return torch.where(mask == 1, logits[:, 0], -logits[:, 0]).sigmoid()
+    void = mask == IGNORE
+    chosen = logits.softmax(1).gather(1, mask.masked_fill(void, 0)[:, None].long())[:, 0]
+    return chosen.masked_fill(void, 1.0)
+
+
+def contour_trust(mask: Tensor, guard: float) -> Tensor:
+    """1 - exp(-d / guard), (N, H, W) float32, for d pixels (Chebyshev) from a pixel's centre to the nearest contour of
+    the mask (N, H, W) uint8: low beside a contour, which annotators draw a little off. The image frame is no contour.
+    """
+    labels = mask[:, None].float()
+    near = (_box(labels) != labels) | (-_box(-labels) != labels)
+    trust, distance = torch.ones_like(labels), 0.5
+    reached = torch.zeros_like(near)
+    while math.exp(-distance / guard) > 0.01:  # nearer to 1 makes no difference
+        trust = torch.where(near & ~reached, 1 - math.exp(-distance / guard), trust)
+        reached, near, distance = near | reached, _box(near.float()) > 0, distance + 1
+    return trust[:, 0]
+
+
+def _box(values):
+    return F.max_pool2d(values, 3, stride=1, padding=1)
+
+
+def pixel_weights(support: Tensor, student: Tensor | None, share: float, mask: Tensor, guard: float = 1.0, floor=0.0):
+    """The weight of every pixel, (N, H, W) in [0, 1]: exp(-[T CE_student + (1 - T) CE_teacher]) = s^T t^(1 - T).
+
+    `support` (N, H, W) uint8 is the teacher's p(given label) x 255, `student` the network's own (`given_probability`),
+    which may be None while `share`, T, is 0. With a `guard` no weight exceeds `contour_trust`. Source: BAKD (2025).
+    """
+    weight = (support.float() / 255) ** (1 - share)
+    if share > 0:
+        weight = weight * student**share
+    if guard > 0:
+        weight = torch.minimum(weight, contour_trust(mask, guard))
+    return weight.clamp(min=floor) if floor > 0 else weight
+
+
+def mean_of_pixels(values: Tensor, mask: Tensor, classes: int = 1) -> Tensor:
+    """The mean of (N, H, W) values over every image's annotated pixels, (N,); 0 for an image without any."""
+    if classes == 1:
+        return values.mean((1, 2))
+    known = mask != IGNORE
+    return (values * known).sum((1, 2)) / known.sum((1, 2)).clamp(min=1)
+
+
+def weigh_pixels(logits: Tensor, batch: dict, share: float, args) -> tuple[Tensor, Tensor]:
+    """Mean weight * loss and mean weight of every image's pixels, (N,) each, by the flags of a script."""
+    mask = batch["mask"]
+    student = given_probability(logits, mask) if share > 0 else None
+    weight = pixel_weights(batch["support"], student, share, mask, args.guard, args.weight_floor)
+    product = mean_of_pixels(weight * per_pixel_loss(logits, mask), mask, args.classes)
+    return product, mean_of_pixels(weight, mask, args.classes)
