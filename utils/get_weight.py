@@ -8,6 +8,7 @@ Writes  OUT/<list>_<teacher>_weight_<score>score.csv with img, filename, weight 
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from utils.images import read_mask, resize_mask
 from utils.interrupt import in_loader_process
 from utils.lists import join, read_list, unique_stems, write_lists
 from utils.logs import read_record, replace_text
-from utils.scores import QUALITIES, pair_scores
+from utils.scores import QUALITIES, count_pair, pair_scores, scores_of_counts
 
 MOST = 64  # rows that a process takes at a time; fewer of a short list, so that all end together
 FEW = 8  # rows that are not worth a process of their own: starting it takes as long as scoring them
@@ -101,8 +102,8 @@ def weight_report(weight: np.ndarray, noisy: np.ndarray) -> dict[str, float]:
     }
 
 
-def score_row(mask_path, teacher_paths, classes: int, theta0: int, theta: int, size: int) -> np.ndarray:
-    """(teachers, scores) in the order of QUALITIES for one annotation; InputError for files that do not fit."""
+def _look_at_row(mask_path, teacher_paths, classes: int, theta0: int, theta: int, size: int) -> list[list[float]]:
+    """For every teacher the numbers of `count_pair`, or for several classes its scores in the order of QUALITIES."""
     mask = read_mask(mask_path, classes)
     rows = []
     for path in teacher_paths:
@@ -111,16 +112,21 @@ def score_row(mask_path, teacher_paths, classes: int, theta0: int, theta: int, s
             sizes = f"{mask.shape[1]}x{mask.shape[0]} and {pred.shape[1]}x{pred.shape[0]}"
             raise InputError(f"{mask_path} and {path} have different sizes: {sizes}")
         pair = [resize_mask(m, size) for m in (pred, mask)] if size else (pred, mask)
-        scores = pair_scores(*pair, classes, theta0, theta)
-        rows.append([scores[name] for name in QUALITIES])
-    return np.array(rows, np.float64)
+        if classes == 1:  # the arithmetic is done for all rows at once
+            rows.append(count_pair(*pair, theta0, theta))
+        else:
+            scores = pair_scores(*pair, classes, theta0, theta)
+            rows.append([scores[name] for name in QUALITIES])
+    return rows
 
 
 def _score_all(frame, teachers, shares, args) -> tuple[np.ndarray, list[tuple[int, str]]]:
     """(rows, scores) in the order of QUALITIES, averaged over the teachers, and (row, what is wrong) of bad rows."""
     cv2.setNumThreads(0)  # the processes are ours
     count = len(frame)
-    values = np.frombuffer(mmap(-1, 8 * count * len(QUALITIES))).reshape(count, -1)  # the processes share it
+    numbers = 8 if args.classes == 1 else len(QUALITIES)
+    shape = count, len(teachers), numbers
+    values = np.frombuffer(mmap(-1, 8 * math.prod(shape))).reshape(shape)  # the processes share it
     sources = [(_prefix(root), names) for root, names in [*teachers, (args.data_root, frame["filename"].tolist())]]
     flags = args.classes, args.theta0, args.theta, args.size
 
@@ -130,14 +136,16 @@ def _score_all(frame, teachers, shares, args) -> tuple[np.ndarray, list[tuple[in
             for i in rows:
                 *preds, mask = [os.path.join(root, names[i]) for root, names in sources]
                 try:
-                    values[i] = shares @ score_row(mask, preds, *flags)
+                    values[i] = _look_at_row(mask, preds, *flags)
                 except InputError as error:
                     bad.append((i, str(error)))
         return bad
 
     with tqdm(total=count, desc=f"scoring {args.list}", leave=False, disable=None) as bar:
         workers = args.workers or len(os.sched_getaffinity(0))
-        return values, _share_out(work, count, min(workers, -(-count // FEW)), bar)
+        bad = _share_out(work, count, min(workers, -(-count // FEW)), bar)
+    scores = scores_of_counts(values) if args.classes == 1 else values
+    return np.einsum("rts,t->rs", scores, shares), bad
 
 
 def _share_out(work: Callable[[Iterator[range]], list], count: int, workers: int, bar) -> list:

@@ -49,6 +49,18 @@ def count_boundary(pred: np.ndarray, mask: np.ndarray, theta0: int = 3, theta: i
     return BoundaryCounts(*_count_pair(pred, mask, theta0, theta)[3:])
 
 
+def count_pair(pred: np.ndarray, mask: np.ndarray, theta0: int = 3, theta: int = 5) -> list[int]:
+    """What all scores of two (H, W) uint8 {0, 1} masks are made of; `scores_of_counts` takes many at once."""
+    return [mask.size, *_count_pair(pred, mask, theta0, theta)]
+
+
+def scores_of_counts(counts: np.ndarray) -> np.ndarray:
+    """(..., 8) numbers of `count_pair` -> (..., 5) scores in the order of QUALITIES."""
+    pixels, inter, of_pred, of_mask, *boundary = np.moveaxis(counts, -1, 0)
+    found = binary_scores(inter, of_pred, of_mask, pixels, BoundaryCounts(*boundary))
+    return np.stack([found[name] for name in QUALITIES], -1)
+
+
 def ratio(part, whole):
     """part / whole, and 1 where there is nothing of either; ints, arrays or tensors."""
     nothing = whole == 0
