@@ -47,6 +47,32 @@ def test_trust_grows_away_from_the_contour_as_a_distance_transform_says():
     assert contour_trust(torch.ones(1, 8, 8, dtype=torch.uint8), 1.0).eq(1).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 3), (17, 33)])
+def test_trust_is_that_of_the_nearest_pixel_beside_a_contour(shape):
+    for seed, labels in enumerate((2, 5, 256)):
+        mask = np.random.default_rng(seed).integers(0, labels, (3, *shape), np.uint8)
+        mask[:, shape[0] // 2 :, shape[1] // 3 :] = 255  # room for distances
+        expected = [[[_nearest(m, y, x) for x in range(shape[1])] for y in range(shape[0])] for m in mask]
+        for guard in (0.05, 0.3, 1.0):
+            value = 1 - np.exp(-(np.array(expected) + 0.5) / guard)
+            value[np.exp(-(np.array(expected) + 0.5) / guard) <= 0.01] = 1
+            found = contour_trust(torch.from_numpy(mask), guard)
+            assert found.dtype == torch.float32
+            assert np.abs(found.numpy() - value).max() < 1e-6
+
+
+def _nearest(mask, y, x):
+    """How far the pixel (y, x) is from one that has another label beside it."""
+    height, width = mask.shape
+    far = np.inf
+    for v in range(height):
+        for u in range(width):
+            around = mask[max(0, v - 1) : v + 2, max(0, u - 1) : u + 2]
+            if (around != mask[v, u]).any():
+                far = min(far, max(abs(v - y), abs(u - x)))
+    return far
+
+
 def test_no_weight_exceeds_the_trust_of_its_place():
     mask = torch.zeros(1, 20, 20, dtype=torch.uint8)
     mask[:, :, 10:] = 1

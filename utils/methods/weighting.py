@@ -79,18 +79,24 @@ def contour_trust(mask: Tensor, guard: float) -> Tensor:
     """1 - exp(-d / guard), (N, H, W) float32, for d pixels (Chebyshev) from a pixel's centre to the nearest contour of
     the mask (N, H, W) uint8: low beside a contour, which annotators draw a little off. The image frame is no contour.
     """
-    labels = mask[:, None].float()
-    near = (_box(labels) != labels) | (-_box(-labels) != labels)
-    trust, distance = torch.ones_like(labels), 0.5
-    reached = torch.zeros_like(near)
-    while math.exp(-distance / guard) > 0.01:  # nearer to 1 makes no difference
-        trust = torch.where(near & ~reached, 1 - math.exp(-distance / guard), trust)
-        reached, near, distance = near | reached, _box(near.float()) > 0, distance + 1
-    return trust[:, 0]
+    near = torch.ne(_box(mask), ~_box(~mask)).byte()  # the largest label nearby is not the smallest
+    rings = max(0, math.ceil(-math.log(0.01) * guard - 0.5))  # farther away, nearer to 1 makes no difference
+    reached = torch.zeros_like(mask, dtype=torch.int32)
+    for ring in range(rings):
+        near = _box(near) if ring else near
+        reached += near
+    # made on the device, which a copy of numbers would wait for: 1 for pixels never reached, the last ring's, ...
+    distance = torch.arange(rings, -1, -1, dtype=torch.float64, device=mask.device) + 0.5
+    trust = -torch.expm1(-distance / guard)
+    trust[0] = 1
+    return trust.float()[reached]
 
 
-def _box(values):
-    return F.max_pool2d(values, 3, stride=1, padding=1)
+def _box(maps):
+    """The largest value of the 3x3 box around every pixel, (N, H, W) uint8."""
+    maps = F.pad(maps, (1, 1, 1, 1))
+    maps = torch.maximum(torch.maximum(maps[:, :-2], maps[:, 1:-1]), maps[:, 2:])
+    return torch.maximum(torch.maximum(maps[..., :-2], maps[..., 1:-1]), maps[..., 2:])
 
 
 def pixel_weights(support: Tensor, student: Tensor | None, share: float, mask: Tensor, guard: float = 1.0, floor=0.0):
