@@ -74,7 +74,13 @@ def compare(new: list[dict], against: dict, loss: float = LOSS) -> tuple[int, li
         share = lost(best, old[key])
         line = f"{key}: ratio {old[key]['ratio']:.3f} -> {best['ratio']:.3f} ({old[key]['better']} is better)"
         (worse if share > loss else lines).append(f"WORSE by {share:.0%}  {line}" if share > loss else f"ok  {line}")
+    measured = {_section(key) for key in own["quick"]}
+    lines += [f"not measured here  {key}" for key in old if key not in own["quick"] and _section(key) in measured]
     return (WORSE if worse else SAME), lines + worse
+
+
+def _section(key):
+    return key.partition("/")[0]
 
 
 def as_markdown(everything: dict) -> str:

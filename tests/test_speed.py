@@ -63,6 +63,13 @@ def test_like_is_compared_with_like():
     assert table.compare([new], full)[0] == 2, "a long measurement is no measure for a quick one"
 
 
+def test_what_is_not_measured_any_more_is_said():
+    old = {name: (1.0,) for name in ("training/a, bf16", "training/b", "evaluation/c")}
+    code, lines = table.compare([file_of(**{"training/b": (1.0,)})], file_of(**old))
+    assert code == 0
+    assert [line for line in lines if "not measured" in line] == ["not measured here  training/a, bf16"]
+
+
 def test_targets_hold_for_the_ratio_or_for_our_figure():
     assert table.figure("x", 1, 1, "img/s", 0.95, "larger", 0.95)["met"] is True
     assert table.figure("x", 1, 1, "img/s", 0.94, "larger", 0.95)["met"] is False
