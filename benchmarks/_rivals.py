@@ -9,10 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from itertools import pairwise
 
+import cv2
 import torch
 from torch.nn.utils import clip_grad_value_
 
+from utils import evaluate as evaluation
+from utils import get_weight, images, steps
 from utils.args import TrainArgs, parse
+from utils.averages import Averages
 from utils.boundary import soft_boundary_f
 from utils.checkpoint import Checkpoint
 from utils.lists import read_list
@@ -118,30 +122,60 @@ def _dice(pred, mask):
     return 2 * (pred * mask).sum((1, 2, 3)) / (pred.sum((1, 2, 3)) + mask.sum((1, 2, 3)) + 1e-7)
 
 
+FEED = {
+    "loader": [(torch.utils.data.dataloader._BaseDataLoaderIter, "__next__")],
+    "transfer": [(torch.Tensor, "to")],
+    "forward": [(Segmenter, "forward")],
+}
+
+
+def parts_of_training(module) -> dict:
+    """What an epoch of a training script is made of."""
+    losses = ("per_image_loss", "weigh_pixels", "weighted_mean", "selected_loss", "examples")
+    update = [(torch.optim.AdamW, "step"), (torch.optim.lr_scheduler.LRScheduler, "step")]
+    update += [(torch.optim.Optimizer, "zero_grad")]
+    return FEED | {
+        "loss": [(module, name) for name in losses],
+        "method": [(module, name) for name in ("student_quality", "cleanness", "keep_cleanest", "selection_stats")],
+        "backward": [(torch.Tensor, "backward")],
+        "clip": [(steps, "clip_grad_value_")],
+        "update": update,
+        "means": [(Averages, "add"), (Averages, "keep"), (Averages, "result")],
+        "seeds": [(Run, "seed_everything")],
+        "validation": [(module, "evaluate"), (module, "evaluate_all")],
+        "log": [(Run, "log")],
+        "checkpoint": [(Checkpoint, "save")],
+    }
+
+
+def parts_of_scoring() -> dict:
+    """What get_weight.py does with binary masks."""
+    return {
+        "list": [(get_weight, "read_list")],
+        "read": [(images, "_read_bytes")],
+        "check the file": [(images, "_check_header")],
+        "decode": [(cv2, "imdecode")],
+        "check the values": [(images, "to_binary")],
+        "count pixels": [(get_weight, "count_pair")],
+        "arithmetic": [(get_weight, "scores_of_counts")],
+        "write": [(get_weight, "_write")],
+    }
+
+
+def parts_of_evaluation() -> dict:
+    """What evaluate() does."""
+    return FEED | {"scores": [(evaluation, "_of_batch"), (evaluation, "_scores_of_list")]}
+
+
 class Phases:
-    """Times the parts of a script while it runs, from its first batch on; what a part calls counts for that part.
+    """Times parts, {name: places (owner, attribute)}, from the first call of `first` on; what one calls counts for it.
 
     On a GPU every part waits for the device, so that the shares are those of a run without overlap.
     """
 
-    def __init__(self, module, sync):
+    def __init__(self, parts: dict, sync, first: str = "loader"):
         self.sync, self.inside, self.spent, self.start = sync, False, {}, None
-        losses = ("per_image_loss", "weigh_pixels", "weighted_mean", "selected_loss", "examples")
-        update = [(torch.optim.AdamW, "step"), (torch.optim.lr_scheduler.LRScheduler, "step")]
-        update += [(torch.optim.Optimizer, "zero_grad")]
-        self.parts = {
-            "loader": [(torch.utils.data.dataloader._BaseDataLoaderIter, "__next__")],
-            "transfer": [(torch.Tensor, "to")],
-            "forward": [(Segmenter, "forward")],
-            "loss": [(module, name) for name in losses],
-            "method": [(module, name) for name in ("student_quality", "cleanness", "keep_cleanest", "selection_stats")],
-            "backward": [(torch.Tensor, "backward")],
-            "clip": [(importlib.import_module("utils.steps"), "clip_grad_value_")],
-            "update": update,
-            "validation": [(module, "evaluate"), (module, "evaluate_all")],
-            "log": [(Run, "log")],
-            "checkpoint": [(Checkpoint, "save")],
-        }
+        self.parts, self.first = parts, first
 
     def __enter__(self):
         self.before = []
@@ -165,7 +199,7 @@ class Phases:
     def _timed(self, part, work):
         @wraps(work)
         def timed(*args, **kwargs):
-            if self.inside or (self.start is None and part != "loader"):
+            if self.inside or (self.start is None and part != self.first):
                 return work(*args, **kwargs)
             self.inside, start = True, time.perf_counter()
             self.start = self.start or start

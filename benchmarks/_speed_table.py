@@ -116,12 +116,17 @@ def _device(name, own):
 
 
 def _profiles(profiles):
-    phases = list(dict.fromkeys(phase for shares in profiles.values() for phase in shares))
-    lines = [f"| share of an epoch | {' | '.join(phases)} |", "|---" * (len(phases) + 1) + "|"]
+    groups, lines = {}, []  # a table for all scripts, and one for anything else, which has parts of its own
     for name, shares in profiles.items():
-        cells = (f"{shares[phase]:.1%}" if phase in shares else "" for phase in phases)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+        head = "share of an epoch" if name.startswith("train_") else "share of the time"
+        groups.setdefault(head if name.startswith("train_") else name, (head, {}))[1][name] = shares
+    for head, rows in groups.values():
+        phases = list(dict.fromkeys(phase for shares in rows.values() for phase in shares))
+        lines += ["", f"| {head} | {' | '.join(phases)} |", "|---" * (len(phases) + 1) + "|"]
+        for name, shares in rows.items():
+            cells = (f"{shares[phase]:.1%}" if phase in shares else "" for phase in phases)
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines[1:]
 
 
 def _number(value) -> str:

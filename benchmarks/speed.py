@@ -33,9 +33,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import _speed_table as table
-from benchmarks._rivals import Bare, Phases, beside_script, decode_only, script, three_passes
+from benchmarks._rivals import (
+    Bare,
+    Phases,
+    beside_script,
+    decode_only,
+    parts_of_evaluation,
+    parts_of_scoring,
+    parts_of_training,
+    script,
+    three_passes,
+)
 from utils import get_weight
-from utils.args import TrainArgs, launch, parse
+from utils.args import TrainArgs, WeightArgs, launch, parse
 from utils.boundary import soft_boundary_f
 from utils.dataset import ListDataset, open_lists
 from utils.errors import InputError
@@ -43,7 +53,7 @@ from utils.evaluate import evaluate
 from utils.images import read_mask, write_mask
 from utils.logs import read_jsonl
 from utils.losses import hard
-from utils.methods.weighting import student_quality
+from utils.methods.weighting import student_quality, weigh_pixels
 from utils.metrics import sample_scores
 from utils.prepare_data import DemoArgs, draw_demo
 from utils.run import Run
@@ -202,12 +212,11 @@ def scoring(bench: Bench) -> None:
     bench.add(f"scoring/kernel, {side}", f"{what}, {side}", found, "ms", "smaller", 0.1, of="ours", **rival)
     for classes in CLASSES:
         many = [_class_maps(classes, i) for i in range(4)]
-        rivals = {"ours": each(partial(pair_scores, classes=classes), many), "rival": each(pair_scores, pairs)}
+        rivals = {"ours": each(partial(pair_scores, classes=classes), many), "rival": each(soft_boundary_f, tensors)}
         what = f"the same, {classes} classes, {SIDE}x{SIDE}"
         found = bench.interleave(rivals)
-        bench.add(
-            f"scoring/kernel, {SIDE}x{SIDE}, {classes} classes", what, found, "ms", "smaller", rival_is="(binary)"
-        )
+        rival = {"rival_is": "(max pooling, binary)"}
+        bench.add(f"scoring/kernel, {SIDE}x{SIDE}, {classes} classes", what, found, "ms", "smaller", **rival)
     count = PAIRS // 4 if bench.args.quick else PAIRS
     for workers in sorted({1, 2, len(os.sched_getaffinity(0))}):
         _end_to_end(bench, count, workers, side)
@@ -231,12 +240,16 @@ def _end_to_end(bench, count, workers, side):
     works["bare"] = lambda: decode_only(files, workers, bare)
     found = bench.interleave({k: lambda work=work: count / bench.seconds(work) for k, work in works.items()})
     what = f"get_weight from PNG files, {count} pairs of {side}, {workers} workers"
-    key = f"scoring/get_weight, {side}, {workers} workers"
+    key = f"scoring/get_weight, {count} pairs, {side}, {workers} workers"
     rival = {"rival_is": "(decoding only)"}
     bench.add(key, f"{what}: time", found, "pairs/s", "smaller", 1.15, invert=True, **rival)
     found["rival"] = found["bare"]
     rival = {"rival_is": "(bare imdecode)"}
     bench.add(f"{key}, imdecode", f"{what}: time", found, "pairs/s", "smaller", invert=True, **rival)
+    if workers == 1:
+        with Phases(parts_of_scoring(), bench.sync, "list") as phases:
+            ours()
+        bench.profiles[f"get_weight, {count} pairs of {side}"] = phases.shares()
 
 
 def _milliseconds_of_each(work, items) -> float:
@@ -253,7 +266,7 @@ def _memory(bench, lengths):
     tiny.mkdir()
     for i in range(8):
         write_mask(tiny / f"{i}.png", np.eye(16, k=i, dtype=np.uint8))
-    peaks = []
+    nothing = _peak_mib([sys.executable, "-c", f"import sys; sys.path[0] = {str(ROOT)!r}; import utils.get_weight"])
     for n in lengths:
         rows = [(f"{i:07d}.jpg", f"{i % 8}.png") for i in range(n)]
         frame = pd.DataFrame(rows, columns=["img", "filename"])
@@ -262,9 +275,12 @@ def _memory(bench, lengths):
         frame["filename"] = np.roll(frame["filename"], 1)
         frame.to_csv(tiny / f"teacher_{n}.csv", index=False)
         words = ["--list", path, "--teacher", tiny / f"teacher_{n}.csv", "--data-root", tiny, "--out", tiny / "out"]
-        peaks.append(_peak_mib([sys.executable, ROOT / "utils/get_weight.py", *words]))
-        found, limit = {"ours": peaks[-1:], "rival": peaks[:1]}, 1536 if n >= 1_000_000 else None
-        what, rival = f"peak memory of get_weight on {n:,} rows", {"rival_is": f"({lengths[0]:,} rows)"}
+        peak = _peak_mib([sys.executable, ROOT / "utils/get_weight.py", *words])
+        found, limit = {"ours": [peak], "rival": [nothing]}, 1536 if n >= 1_000_000 else None
+        what, rival = (
+            f"peak memory of get_weight on {n:,} rows, of its largest process",
+            {"rival_is": "(only imported)"},
+        )
         bench.add(f"scoring/memory, {n} rows", what, found, "MiB", "smaller", limit, of="ours", **rival)
 
 
@@ -294,7 +310,8 @@ def training(bench: Bench) -> None:
         compiled = [*flip, "--compile"]
         _against_bare(bench, "train_without_weight --compile", compiled, bare[1], "against the step not compiled")
     _student(bench, bare[1])
-    _peak_share(bench, bare[1])
+    if not quick:
+        _peak_share(bench, bare[1])
     if bench.cuda:
         _gpu_memory(bench, bare[1], flip)
     if not quick:
@@ -305,7 +322,7 @@ def profiles(bench: Bench, flags: list[str], epochs: int) -> None:
     """Where the time of every script goes."""
     for name in ("train_without_weight", "train_with_KDweight", "train_co_teaching"):
         more = ["--warmup=0"] if name == "train_with_KDweight" else []
-        with Phases(script(name), bench.sync) as phases:
+        with Phases(parts_of_training(script(name)), bench.sync) as phases:
             beside_script(bench, name, [*flags, *more], epochs - 1, lambda: 1.0)
         bench.profiles[f"{name}, {bench.images} images, {bench.setting()}"] = phases.shares()
 
@@ -322,10 +339,16 @@ def _student(bench, bare):
     logits = torch.randn(bench.batch, 1, bench.size, bench.size, device=bench.device)
     mask = (torch.rand(bench.batch, bench.size, bench.size, device=bench.device) < 0.3).byte()
     works = {"ours": lambda: 1e3 * bench.seconds(lambda: student_quality(hard(logits), mask, "bf"), 30)}
+    support = torch.full_like(mask, 200)
+    flags = WeightArgs("", "", level="pixel")
+    batch = {"mask": mask, "support": support}
+    works["pixels"] = lambda: 1e3 * bench.seconds(lambda: weigh_pixels(logits, batch, 0.5, flags), 30)
     works["rival"] = lambda: 1e3 * bench.seconds(bare.step, 4)
+    found, rival = bench.interleave(works), {"rival_is": "(bare step)"}
     what = f"the student's quality, share of a step; {bench.setting()}"
-    found = bench.interleave(works)
-    bench.add(f"training/student, {bench.setting()}", what, found, "ms", "smaller", 0.03, rival_is="(bare step)")
+    bench.add(f"training/student, {bench.setting()}", what, found, "ms", "smaller", 0.03, **rival)
+    found["ours"], what = found["pixels"], f"loss and weights of pixels, share of a step; {bench.setting()}"
+    bench.add(f"training/pixels, {bench.setting()}", what, found, "ms", "smaller", 0.03, **rival)
 
 
 def _peak_share(bench, bare):
@@ -376,6 +399,9 @@ def evaluation(bench: Bench) -> None:
     what, name = f"evaluation, all metrics: time; {bench.setting()}", f"evaluation/{{}}, {bench.setting()}"
     rival = {"rival_is": "(inference only)"}
     bench.add(name.format("bare"), what, found, "img/s", "smaller", 1.1, invert=True, **rival)
+    with Phases(parts_of_evaluation(), bench.sync) as phases:
+        evaluate(run, net, loader)
+    bench.profiles[f"evaluation, {count} images, {bench.setting()}"] = phases.shares()
     found["rival"], rival = found["three"], {"rival_is": "(three passes)"}
     bench.add(name.format("three passes"), what, found, "img/s", "smaller", invert=True, **rival)
     run.close()
@@ -396,7 +422,7 @@ def growth(bench: Bench) -> None:
         steps = images // bench.batch
         found = beside_script(bench, "train_without_weight", flags, bench.rounds, lambda b=bare, n=steps: b.rate(n))
         what = f"train_without_weight; {bench.setting(size)}, epochs of {images}"
-        bench.add(f"growth/size, {bench.setting(size)}", what, found, "img/s", "larger", rival_is="(bare step)")
+        bench.add(f"growth/size, {bench.setting(size)}", what, found, "img/s", "larger", 0.95, rival_is="(bare step)")
     most = torch.cuda.device_count() if bench.cuda else os.cpu_count()
     if most >= 2:
         flags = bench.flags(bench.list_of(bench.images))

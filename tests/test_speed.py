@@ -96,13 +96,15 @@ def test_the_page_says_what_is_not_met_and_what_was_not_run(tmp_path):
     page = tmp_path / "speed.md"
     page.write_text("before\n<!-- speed -->\nold\n<!-- /speed -->\nafter\n")
     full = {"a": figure(0.9, limit=0.95, spread=[0.85, 0.93]), "b": figure(0.96, limit=0.95)}
-    profiles = {"one script": {"forward": 0.75, "rest": 0.25}, "two": {"forward": 0.5, "loader": 0.5}}
+    profiles = {"train_a": {"forward": 0.75, "rest": 0.25}, "train_b": {"forward": 0.5, "loader": 0.5}}
+    profiles["reading"] = {"decode": 1.0}
     everything = {"box": {"kind": "cpu", "full": full, "quick": {}, "profiles": profiles}}
     table.fill(page, everything)
     text = page.read_text()
     assert "| a thing | 9 | 10 | img/s | 0.900 (0.850 – 0.930) | ≥ 0.95 | **no** |" in text
     assert "| 0.960 | ≥ 0.95 | yes |" in text
-    assert "| one script | 75.0% | 25.0% |  |" in text
+    assert "| train_a | 75.0% | 25.0% |  |" in text
+    assert "| share of the time | decode |\n|---|---|\n| reading | 100.0% |" in text
     assert "## GPU\n\nnot run here" in text
     assert "## CPU" not in text
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
@@ -161,6 +163,15 @@ def test_the_parts_of_a_script_are_its_time(small, tmp_path):
     bench = speed.Bench(small, tmp_path)
     before = torch.Tensor.to, torch.Tensor.backward, torch.optim.AdamW.step, Run.log, Checkpoint.save
     speed.profiles(bench, bench.flags(bench.list_of(4)), 2)
+    scripts = dict(bench.profiles)
+    speed._end_to_end(bench, 4, 1, "32x32")
+    speed.evaluation(bench)
+    scoring, evaluating = (bench.profiles[name] for name in bench.profiles if name not in scripts)
+    wanted = {"list", "read", "check the file", "decode", "check the values", "count pixels", "arithmetic", "write"}
+    assert set(scoring) == wanted | {"rest"} and set(evaluating) >= {"loader", "forward", "scores", "rest"}
+    for shares in (scoring, evaluating):
+        assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) > 0
+    bench.profiles = scripts
     assert before == (torch.Tensor.to, torch.Tensor.backward, torch.optim.AdamW.step, Run.log, Checkpoint.save)
     for name, shares in bench.profiles.items():
         assert sum(shares.values()) == pytest.approx(1), name
