@@ -202,7 +202,7 @@ def _through_network(net, works, plan, args) -> Iterator[Work]:
         if work.inputs:
             waiting.append(work)
         elif not work.fault:
-            _decide(work, slide(net, work.image, plan), args)
+            _decide(work, _shown(slide(net, work.image, plan), work), args)
         if not work.inputs:
             yield work
         large = sum(one.image.nbytes for one in waiting if one.image is not None) > MOST
@@ -211,6 +211,14 @@ def _through_network(net, works, plan, args) -> Iterator[Work]:
             waiting = []
     if waiting:
         yield from _together(net, waiting, plan)
+
+
+def _shown(bands, work):
+    """The bands of an image in windows, with a bar of their own: a large image takes minutes."""
+    with tqdm(desc=work.source.path.name, total=work.shape[0], unit="row", leave=False, disable=None, delay=1) as bar:
+        for top, band in bands:
+            yield top, band
+            bar.update(band.shape[1])
 
 
 def _together(net, works, plan):

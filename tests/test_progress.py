@@ -135,7 +135,7 @@ def test_pictures_come_every_so_often_and_at_the_end(tiny, tmp_path):
     events = EventAccumulator(str(tmp_path / "a"), size_guidance={"images": 0}).Reload()
     assert [e.step for e in events.Images("training")] == [1, 3, 4]
     assert set(events.Tags()["histograms"]) == {"weight/clean", "weight/noisy"}
-    assert {"train/weight_auroc", "T", "effective/size", "lr", "valid/iou"} <= set(events.Tags()["scalars"])
+    assert {"train/weight_auroc", "T", "effective_size", "lr", "valid/iou"} <= set(events.Tags()["scalars"])
 
 
 def test_without_pictures_nothing_else_changes(tiny, tmp_path):

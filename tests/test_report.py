@@ -227,6 +227,12 @@ def test_files_of_somebody_else_stay(tmp_path):
         report.main(report.Args([str(tmp_path)]))
     assert (tmp_path / "report.html").read_text() == "my own page" and not (tmp_path / "table.md").exists()
     (tmp_path / "report.html").unlink()
+    for name in ("table.csv", "table.md"):
+        (tmp_path / name).write_text("my,own,table\n")
+        with pytest.raises(InputError, match=rf"{name}: exists and was not written by this tool"):
+            report.main(report.Args([str(tmp_path)]))
+        assert (tmp_path / name).read_text() == "my,own,table\n"
+        (tmp_path / name).unlink()
     report.main(report.Args([str(tmp_path)]))
     report.main(report.Args([str(tmp_path)]))  # its own files are replaced
     (tmp_path / "plots/mine.png").write_bytes(b"own")

@@ -99,8 +99,8 @@ def main(args: Args) -> None:
     source = _checkpoints(frame, args) if soft else _masks(frame, args)
     trusted = args.trusted or (not soft and is_trusted(args.teacher[0]))
     notes = _notes(trusted, source.leaks, len(frame))
-    for note in notes:
-        warn(note)
+    if not trusted:  # of leaks `load_teachers` warns
+        warn(BIAS)
     scores, reasons = _judge_all(frame, source, args)
     table, scores = _rank(frame, scores, reasons, args)
     paths = [source.paths[i] for i in table["row"]]
@@ -108,7 +108,7 @@ def main(args: Args) -> None:
     write_list(_as_list(table, scores), out / "audit.csv")
     about = {"list": args.list, "teacher": args.teacher, "folds": args.folds, "rank_by": args.rank_by}
     about |= {"notes": notes, "classes": source.classes, "cuts": args.cuts, "key": _key_of_list(frame)}
-    reports = _reports(table, scores, out)
+    reports = _reports(table, scores, args.rank_by, out)
     audit_page.write(out / "index.html", table, scores, sizes, reports, about)
     replace_text(out / "audit.json", json.dumps(record, indent=1) + "\n")
     _say(table, reports, out)
@@ -267,13 +267,16 @@ def _as_list(table, scores) -> pd.DataFrame:
     return table[first].assign(**found).join(table[others])
 
 
-def _reports(table, scores, out) -> dict[str, dict[str, float]]:
+def _reports(table, scores, rank_by, out) -> dict[str, dict[str, float]]:
     """{score: how well it finds the known noise}, drawn into OUT/ranking.svg and .png; empty where it is not known."""
     noisy = table["iterations"].to_numpy() > 0 if "iterations" in table else np.zeros(len(table), bool)
-    reports = {name: ranking_report(scores[name], noisy) for name in SCORES if name in scores}
+    ranked = {name: scores[name] for name in SCORES if name in scores}
+    if len(rank_by) > 1:  # what the page is sorted by stands first
+        ranked = {" + ".join(rank_by): combine(scores, rank_by)} | ranked
+    reports = {name: ranking_report(values, noisy) for name, values in ranked.items()}
     if not any(reports.values()):
         return {}
-    audit_page.draw_curves(out, {name: scores[name] for name in reports}, noisy)
+    audit_page.draw_curves(out, ranked, noisy)
     return reports
 
 
@@ -286,8 +289,9 @@ def _say(table, reports, out) -> None:
     counts = table["verdict"].value_counts()
     told = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in VERDICTS)
     print(f"{out / 'index.html'}: {len(table)} masks; suggested: {told}")
+    wide = max(map(len, reports), default=0) + 2
     for name, report in reports.items():
-        print(f"  {name:7}" + "  ".join(f"{k} {v:.3f}" for k, v in report.items()))
+        print(f"  {name:{wide}}" + "  ".join(f"{k} {v:.3f}" for k, v in report.items()))
 
 
 if __name__ == "__main__":

@@ -86,13 +86,17 @@ def draw_curves(out: Path, scores: dict[str, np.ndarray], noisy: np.ndarray) -> 
     from matplotlib.figure import Figure
     from sklearn.metrics import precision_recall_curve
 
+    from utils.plots import COLOURS, DASHES, MARKERS  # loads matplotlib, which most audits do not need
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     base, k = noisy.mean(), np.arange(1, len(noisy) + 1)
-    for (name, values), style in zip(scores.items(), ("-", "--", "-.", ":", "-", "--", "-."), strict=False):
-        left.plot(k, precision_at(values, noisy), style, label=name, lw=1.6)
+    # a colour and a marker each, so that they can be told apart in grey too; scores of equal order lie on each other
+    for i, (name, values) in enumerate(scores.items()):
+        style = {"color": COLOURS[i % 7], "marker": MARKERS[i], "linestyle": DASHES[i % 4], "lw": 1.4, "ms": 5}
+        left.plot(k, precision_at(values, noisy), label=name, markevery=_places(len(k), i), **style)
         precision, recall, _ = precision_recall_curve(noisy, -values)
-        right.plot(recall, precision, style, label=name, lw=1.6)
+        right.plot(recall, precision, label=name, markevery=_places(len(recall), i), **style)
     for axes in (left, right):
         axes.axhline(base, color="0.5", lw=1, label=f"by chance {base:.2f}")
         axes.grid(alpha=0.3)
@@ -105,6 +109,12 @@ def draw_curves(out: Path, scores: dict[str, np.ndarray], noisy: np.ndarray) -> 
         with writing(out / f"ranking.{kind}"):
             figure.savefig(part, dpi=150, format=kind)
             part.replace(out / f"ranking.{kind}")
+
+
+def _places(count, turn):
+    """Which of the points of a curve carry a marker: about 8, not the same for every curve."""
+    step = max(1, count // 8)
+    return turn * step // 8, step
 
 
 def write(path: Path, table: pd.DataFrame, scores: dict, sizes: dict, reports: dict, about: dict) -> None:

@@ -142,7 +142,7 @@ def as_markdown(table: pd.DataFrame, found: pd.DataFrame, score: str = "BF", bas
         return "no tested runs"
     first = ["sweep"] if "sweep" in table else []
     head = [*first, "noise %", "row", *SCORES.values(), f"{score} gap closed", "seeds"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"] if len(table) else ["no tested runs"]
     for row in table.to_dict("records"):
         scores = [_number(row[column], row[f"{column} std"]) for column in SCORES.values()]
         closed = "" if pd.isna(row["closed"]) else f"{row['closed']:.0%}"

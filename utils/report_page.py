@@ -74,13 +74,18 @@ def write_report(out: Path, runs, found, table, weights, score: str, baseline: s
 
 
 def check_ours(out: Path) -> None:
-    """InputError if what stands at the place of the report, or of a figure, was not written by this tool."""
+    """InputError if what stands at the place of the page, a table or a figure was not written by this tool."""
     for path in [out / "report.html", *sorted((out / "plots").glob("*.[ps][nv]g"))]:
         if path.exists():
             with path.open("rb") as file:
                 ours = MADE_BY.encode() in file.read(4096)
             if not ours:
                 raise InputError(f"{path}: exists and was not written by this tool; choose another --out")
+    for name, signs in {"table.csv": ("row,seeds,",), "table.md": ("| row |", "no tested runs")}.items():
+        path = out / name
+        first = path.read_text(errors="replace").partition("\n")[0] if path.is_file() else signs[0]
+        if not any(sign in first for sign in signs):
+            raise InputError(f"{path}: exists and was not written by this tool; choose another --out")
 
 
 def result_rows(table: pd.DataFrame) -> list[dict]:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -144,7 +145,8 @@ class Run(Steps):
             self.writer = self.writer or SummaryWriter(str(self.dir), purge_step=row.get("epoch"))
             for key, value in row.items():
                 if isinstance(value, float):
-                    self.writer.add_scalar(key.replace("_", "/", 1), value, row.get("epoch", self.args.epochs - 1))
+                    tag = re.sub("^(train|valid|test)_", r"\1/", key)
+                    self.writer.add_scalar(tag, value, row.get("epoch", self.args.epochs - 1))
             self.writer.flush()
 
     def finished(self) -> bool:
