@@ -249,6 +249,7 @@ def test_a_page_holds_everything_and_names_are_text(tmp_path):
     report.main(report.Args([str(tmp_path)]))
     page = (tmp_path / "report.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+    assert "<script" not in (tmp_path / "table.md").read_text()
     # pictures are inside; links lead to folders beside the page
     assert all(address.startswith("data:") for address in re.findall(r'(?:src|srcset)="([^"]*)"', page))
     links = re.findall(r'<a href="([^"#]+)"', page)

@@ -6,6 +6,7 @@ Run   python utils/report.py runs/demo-both
 """
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def main(args: Args) -> pd.DataFrame:
     out = Path(args.out or args.runs[0])
     check_ours(out)
     table = summary(found, args.score, args.baseline)
-    weights = read_weights(args.runs)
+    weights = read_weights([*args.runs, *(run.sweep for run in runs)])
     text = as_markdown(table, found, args.score, args.baseline) + weight_table(weights) + provenance(runs)
     write_list(table, out / "table.csv")
     replace_text(out / "table.md", text + "\n")
@@ -59,8 +60,10 @@ def main(args: Args) -> pd.DataFrame:
 
 def read_weights(folders) -> list[Weights]:
     """The weight lists of the sweeps, with how well they find the noisy masks; warns of one that cannot be read."""
-    found, several = [], len(folders) > 1
-    for path in sorted(p for folder in folders for p in Path(folder).glob("weights/*score.csv")):
+    places = dict.fromkeys(Path(os.path.abspath(folder)) for folder in folders)  # a run names its sweep's folder too
+    paths = sorted(path for place in places for path in place.glob("weights/*score.csv"))
+    found, several = [], len({path.parent for path in paths}) > 1
+    for path in paths:
         try:
             frame = read_list(path, ("img", "weight"))
         except InputError as error:
@@ -70,7 +73,7 @@ def read_weights(folders) -> list[Weights]:
         noisy = frame["iterations"].to_numpy() > 0 if "iterations" in frame else None
         weight = frame["weight"].to_numpy()
         quality = {} if noisy is None else weight_report(weight, noisy)
-        above = Path(os.path.abspath(path)).parents[1].name
+        above = path.parents[1].name
         found.append(Weights(f"{above}/{name}" if several else name, weight, noisy, quality))
     return found
 
@@ -158,24 +161,27 @@ def as_markdown(table: pd.DataFrame, found: pd.DataFrame, score: str = "BF", bas
 
 def _differences(table, first, score, baseline):
     """A second table, for rows that have two seeds or more in common with the baseline."""
-    rows = table[table["p"].notna()]
+    rows = table[table["pairs"] >= 2]
     if rows.empty:
         return []
     head = [*first, "noise %", "row", f"{score} - {score} of {baseline}", "95 % interval", "p", "p (Holm)", "pairs"]
     lines = ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for r in rows.to_dict("records"):
         cells = [*(r[name] for name in first), r["noise"], r["row"], f"{r['difference']:+.3f}"]
-        cells += [f"{r['low']:+.3f} to {r['high']:+.3f}", _p(r["p"]), _p(r["p_holm"]), str(r["pairs"])]
+        between = "" if pd.isna(r["low"]) else f"{r['low']:+.3f} to {r['high']:+.3f}"
+        cells += [between, _p(r["p"]), _p(r["p_holm"]), str(r["pairs"])]
         lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return lines
 
 
 def _p(value) -> str:
+    if pd.isna(value):  # differences that are all the same
+        return ""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _cell(text) -> str:
-    return text.replace("|", "\\|")
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text.replace("|", "\\|"))  # names are text, whatever they contain
 
 
 def _ordered(table):

@@ -129,6 +129,8 @@ class Run(Steps):
             file.write(json.dumps(row) + "\n")
             to_disk(file)  # before the checkpoint of this epoch
         self._tensorboard(row)
+        if row == {"split": "none"}:
+            return print(f"{self.args.name}  finished; there is no test list", flush=True)
         shown = {k: v for k, v in row.items() if not isinstance(v, list)}
         shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()]
         to_do = self.args.epochs - 1 - row.get("epoch", self.args.epochs)
