@@ -4,6 +4,7 @@ import json
 import time
 import weakref
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,8 +12,9 @@ import test_scripts
 from browser import broken_pictures, console_errors, open_page, overflow
 from conftest import draw_set
 
-from utils import audit, audit_page, label_quality, predict_mask
+from utils import audit, audit_page, label_quality, overlay, plots, predict_mask
 from utils.args import parse
+from utils.audit_notes import weak
 from utils.errors import InputError
 from utils.images import read_mask, write_mask
 from utils.label_quality import explain, precision_at, ranking_report, soft_scores, suggest
@@ -167,7 +169,10 @@ def test_page_of_known_noise_has_the_curves_and_says_what_a_teacher_cannot_see(f
     table = run(faulty, out, "--teacher", faulty / "mask", "--show", 5)
     assert "warning: Nothing says that the teacher was trained on masks you trust" in capsys.readouterr().err
     page = (out / "index.html").read_text()
-    assert "cannot see it" in page and (out / "ranking.svg").exists() and (out / "ranking.png").exists()
+    assert "cannot see it" in page and "the teacher agrees with few" not in page
+    light, dark = ((out / f"ranking{kind}.svg").read_text() for kind in ("", "-dark"))
+    assert (out / "ranking.png").exists() and 'srcset="ranking-dark.svg"' in page
+    assert "taken for noisy" in light and plots.INK in light and plots.INK not in dark
     worst = {i + 1 for score in ("miou", "bf", "bm", "iou", "dice") for i in np.argsort(table[score])[:5]}
     assert {int(p.stem) for p in (out / "thumbs").iterdir()} == worst | {1, 2, 3, 4, 5}
     run(faulty, out, "--teacher", faulty / "mask", "--show", 5, "--trusted")
@@ -232,11 +237,16 @@ def test_few_probabilities_are_in_memory_however_long_the_list_is(tmp_path, monk
         (["--teacher", "nowhere"], "no such folder"),
         (["--teacher", "image", "mask"], "one folder of masks"),
         (["--teacher", "none.pt"], "no such checkpoint"),
+        (["--teacher", "run"], r"run: is a run folder; did you mean .*run/best\.pt\?"),
+        (["--teacher", "sweep"], r"sweep: is a run folder; did you mean .*sweep/a/last\.pt\?"),
         (["--teacher", "mask", "--folds", "3"], "--folds"),
         (["--teacher", "mask", "--cuts", "4", "2"], "--cuts 4.0 2.0"),
     ],
 )
 def test_bad_flags_are_one_line(faulty, tmp_path, words, said):
+    for name in ("run/best.pt", "sweep/a/last.pt"):
+        (faulty / name).parent.mkdir(parents=True)
+        (faulty / name).touch()
     words = [str(faulty / word) if (faulty / word).exists() or word == "none.pt" else word for word in words]
     with pytest.raises(InputError, match=said) as error:
         run(faulty, tmp_path / "out", *words)
@@ -257,6 +267,39 @@ def test_bad_files_name_their_rows_and_leave_foreign_folders_alone(faulty, tmp_p
     (tmp_path / "own/thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="was not written by this tool"):
         run(faulty, tmp_path / "own", "--teacher", faulty / "given")
+
+
+@pytest.mark.parametrize("value", [255, 2])
+def test_binary_masks_beside_a_teacher_of_classes_are_refused_before_anything_is_replaced(faulty, tmp_path, value):
+    for path in (faulty / "given").iterdir():
+        mask = read_mask(path)
+        write_mask(path, mask * np.uint8(value), 3)
+        write_mask(faulty / "mask" / path.name, mask, 3)
+    out, words = tmp_path / "out", ["--teacher", faulty / "mask", "--classes", 3]
+    if value == 255:
+        with pytest.raises(InputError, match=r"list\.csv: the masks hold only 0 and 255, but .* 3 classes; ") as error:
+            run(faulty, out, *words)
+        assert "\n" not in str(error.value) and not out.exists()
+    else:
+        run(faulty, out, *words)
+        page = (out / "index.html").read_text()
+        assert page.count('class="class"') == 2  # classes 1 and 2, in the colours of the pictures
+        for colour in overlay.palette(3)[1:]:
+            assert "background:#{:02x}{:02x}{:02x}".format(*colour) in page
+        pixels = cv2.imread(str(out / "thumbs/20.webp"))[..., ::-1]
+        assert pixels.shape[:2] == (32, 128)
+
+
+def test_a_teacher_that_agrees_with_few_masks_is_noted(faulty, tmp_path, capsys):
+    for path in (faulty / "given").iterdir():
+        mask = read_mask(path)
+        mask[: mask.nonzero()[0].mean().round().astype(int) if mask.any() else 0] = 0
+        write_mask(path, mask)
+    median = run(faulty, tmp_path / "out", "--teacher", faulty / "mask")["iou"].median()
+    assert median < 0.6
+    said = f"agrees with few masks (median IoU {median:.2f})"
+    assert said in capsys.readouterr().err and said in (tmp_path / "out/index.html").read_text()
+    assert weak(np.array([0.5, 0.6, 0.9])) is None and weak(np.array([0.5, 0.59, 0.9]))
 
 
 HOSTILE = ['</script><script>document.title="x"', 'q"uo,te', "<img src=x onerror=alert(1)>", "ä ö#?%41", "=1+1"]
@@ -313,6 +356,9 @@ def test_page_filters_and_sorts_and_fits_the_screen(faulty, tmp_path, width):
     with open_page(out / "index.html", width) as driver:
         assert overflow(driver) == 0
         assert driver.find_element("css selector", ".card h2").text == f"1. {table['img'][0]}"
+        first = driver.find_element("css selector", "button.panels").rect["y"]
+        head = driver.find_element("css selector", ".note summary")
+        assert first < 780 and head.is_displayed() and "cannot see the bias" in head.text
         driver.execute_script(
             "by('filters').open = true; document.querySelectorAll('img').forEach(i => i.loading = 'eager')"
         )
@@ -332,6 +378,20 @@ def test_page_filters_and_sorts_and_fits_the_screen(faulty, tmp_path, width):
         driver.find_element("css selector", "button.panels").click()
         assert driver.execute_script("return by('zoom').open") and overflow(driver) == 0
         assert console_errors(driver) == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_tall_image_does_not_stretch_its_row(tmp_path, width):
+    names = ["image/a.png", "image/b.png"]
+    table = pd.DataFrame({"img": names, "filename": names, "row": [0, 1], "rank": [1, 2], "line": [2, 3]})
+    table = table.assign(verdict="keep", reason="agrees")
+    about = {"list": "x.csv", "teacher": ["m"], "folds": 0, "rank_by": ["iou"], "notes": [], "classes": 1}
+    about |= {"cuts": [2.0, 3.0], "key": "k"}
+    sizes = {0: (33, 97), 1: (96, 96)}
+    audit_page.write(tmp_path / "index.html", table, {"iou": np.array([0.1, 0.2])}, sizes, {}, about)
+    with open_page(tmp_path / "index.html", width) as driver:
+        tall, square = (p.size["height"] for p in driver.find_elements("css selector", "button.panels"))
+        assert 250 < tall < 380 and 120 < square < 380
 
 
 def choose(driver, control, value):

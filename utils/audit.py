@@ -28,8 +28,9 @@ from tqdm import tqdm
 
 from utils import audit_page
 from utils.args import launch
+from utils.audit_notes import BIAS, Note, check_labels, leaked, weak
 from utils.errors import InputError, report_bad_rows, warn
-from utils.get_weight import is_trusted, teacher_masks
+from utils.get_weight import checkpoint_in, is_trusted, teacher_masks
 from utils.images import check_sizes, read_mask, write_mask
 from utils.label_quality import SCORES, SOFT, VERDICTS, combine, explain, ranking_report, soft_scores, suggest
 from utils.lists import read_list, unique_stems, write_list
@@ -38,13 +39,8 @@ from utils.scores import QUALITIES, pair_scores
 from utils.sources import digest
 from utils.store import in_threads, key_of, stamp_files
 
-BIAS = (
-    "Nothing says that the teacher was trained on masks you trust. A teacher trained on masks that share an error (all "
-    "too large, the same part left out) has learned it, and cannot see it: such masks rank as good ones. "
-    "Only a teacher of a checked list sees them (--trusted; README, The teacher)."
-)
 _AHEAD = 8  # images whose probabilities may wait at a time
-_OURS = ("index.html", "audit.csv", "ranking.svg", "ranking.png")
+_OURS = ("index.html", "audit.csv", "ranking.svg", "ranking-dark.svg", "ranking.png")
 
 
 @dataclass
@@ -95,13 +91,14 @@ def main(args: Args) -> None:
     if read_record(out / "audit.json") == record and all((out / name).exists() for name in _OURS[:2]):
         print(f"{out / 'index.html'}: the audit is there already")
         return
-    _claim(out)
     source = _checkpoints(frame, args) if soft else _masks(frame, args)
+    check_labels(frame, source.classes, args)
+    _claim(out, soft)
     trusted = args.trusted or (not soft and is_trusted(args.teacher[0]))
-    notes = _notes(trusted, source.leaks, len(frame))
-    if not trusted:  # of leaks `load_teachers` warns
-        warn(BIAS)
+    if not trusted:
+        warn(BIAS.text)
     scores, reasons = _judge_all(frame, source, args)
+    notes = _notes(trusted, source.leaks, scores["iou"])
     table, scores = _rank(frame, scores, reasons, args)
     paths = [source.paths[i] for i in table["row"]]
     sizes = _pictures(table, scores, paths, source.classes, args)
@@ -117,6 +114,9 @@ def main(args: Args) -> None:
 def _check(args) -> bool:
     """Whether the teacher is checkpoints; InputError for flags that no audit can use."""
     soft = all(str(t).endswith(".pt") for t in args.teacher)
+    for folder in args.teacher:
+        if checkpoint := checkpoint_in(folder):
+            raise InputError(f"--teacher {folder}: is a run folder; did you mean {checkpoint}?")
     if not soft and len(args.teacher) > 1:
         raise InputError("--teacher: give checkpoints (.pt), or one folder of masks, or one list of masks")
     unknown = [name for name in args.rank_by if name not in SCORES]
@@ -157,11 +157,12 @@ def _record(args, frame, soft) -> dict:
     return record | {"trusted": args.trusted or is_trusted(args.teacher[0]), "rows": rows, "files": key_of("a", stamps)}
 
 
-def _claim(out: Path) -> None:
+def _claim(out: Path, soft: bool) -> None:
     """Make the folder ours before anything in it is overwritten; InputError if it holds files of somebody else."""
     if out.exists() and not (out / "audit.json").exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and was not written by this tool; choose another --out")
-    (out / "thumbs").mkdir(parents=True, exist_ok=True)
+    for name in ("thumbs", "masks")[: 1 + soft]:
+        (out / name).mkdir(parents=True, exist_ok=True)
     replace_text(out / "audit.json", json.dumps({"complete": False}) + "\n")
     for old in [out / name for name in _OURS] + list((out / "thumbs").glob("*.webp")):
         old.unlink(missing_ok=True)  # an interrupted audit must not stand beside the pictures of another
@@ -171,7 +172,6 @@ def _checkpoints(frame, args) -> Source:
     from utils.predict_mask import load_teachers, probabilities  # loads torch, which masks do not need
 
     teachers = load_teachers(frame, args.teacher, args)
-    (Path(args.out) / "masks").mkdir(exist_ok=True)
     paths = [str(Path(args.out) / "masks" / f"{stem}.png") for stem in unique_stems(frame, args.list)]
     classes = teachers.model["classes"]
     return Source(paths, classes, probabilities(frame, teachers, args), True, teachers.leaks)
@@ -183,13 +183,12 @@ def _masks(frame, args) -> Source:
     return Source([os.path.join(root, name) for name in names], args.classes, items, False, 0)
 
 
-def _notes(trusted: bool, leaks: int, count: int) -> list[str]:
-    """What the reader of a ranking has to know about its teacher."""
-    leak = (
-        f"{leaks} of the {count} images trained the teacher itself, which will agree with their masks. "
-        "Cut folds (utils/prepare_data.py folds), train a teacher on each, and audit with --folds."
-    )
-    return [BIAS] * (not trusted) + [leak] * (leaks > 0)
+def _notes(trusted: bool, leaks: int, iou: np.ndarray) -> list[Note]:
+    """What the reader of a ranking has to know about its teacher; warns of one that agrees with few masks."""
+    found = weak(iou)
+    if found:  # of leaks `load_teachers` warns
+        warn(found.text)
+    return [note for note in (None if trusted else BIAS, leaked(leaks, len(iou)), found) if note]
 
 
 def _judge_all(frame, source: Source, args) -> tuple[dict[str, np.ndarray], list[str]]:

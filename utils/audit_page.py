@@ -7,11 +7,18 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import writing
-from utils.images import IGNORE, check_sizes, read_image, read_mask
+from utils.images import IGNORE, check_sizes, read_image, read_mask, write_bytes
 from utils.label_quality import VERDICTS, precision_at
+from utils.overlay import palette
 from utils.page import encode, write_page
 
 GIVEN, SEEN, OTHER = (255, 200, 40), (36, 84, 236), (220, 40, 160)  # bright, dark: apart also without colours
+VOID = 128  # grey of pixels that count nowhere
+AXES = (
+    ("k worst images", "share of them that is noisy"),
+    ("share of the noisy images that is found (recall)", "share of noisy images among those (precision)"),
+    ("share of the clean images that is taken for noisy", "share of the noisy images that is found"),
+)
 FIRST_PAGE = 24  # images on a page of the gallery
 PANELS = ("image", "given mask", "teacher mask", "disagreement")
 MEANINGS = {
@@ -67,10 +74,8 @@ def _apart(image, mask, pred):
 
 
 def _labels(image, mask, classes):
-    # steps of the golden angle: neighbouring classes differ much; class 0 shows the photograph, void is grey
-    hue = (np.arange(classes) * 0.618 % 1 * 180).astype(np.uint8)
-    table = np.full((256, 3), 128, np.uint8)
-    table[:classes] = cv2.cvtColor(np.dstack([hue, hue * 0 + 220, hue * 0 + 235]), cv2.COLOR_HSV2RGB)[0]
+    table = np.full((256, 3), VOID, np.uint8)
+    table[:classes] = palette(classes)  # class 0 shows the photograph
     share = np.where(mask == 0, 0, 0.55)[..., None]
     return ((1 - share) * image + share * table[mask]).astype(np.uint8)
 
@@ -82,33 +87,45 @@ def _confused(image, mask, pred):
 
 
 def draw_curves(out: Path, scores: dict[str, np.ndarray], noisy: np.ndarray) -> None:
-    """Write ranking.svg and ranking.png: of every score, precision among the k worst, and precision over recall."""
+    """Write ranking.svg, ranking-dark.svg and ranking.png: precision at k, precision over recall, and ROC of scores."""
     from matplotlib.figure import Figure
-    from sklearn.metrics import precision_recall_curve
+    from matplotlib.ticker import MaxNLocator
+    from sklearn.metrics import precision_recall_curve, roc_curve
 
-    from utils.plots import COLOURS, DASHES, MARKERS  # loads matplotlib, which most audits do not need
+    from utils.plots import COLOURS, DASHES, INK, MARKERS, SOFT, plain, render  # loads matplotlib, mostly not needed
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(12, 4.3))
+    figure.subplots_adjust(0.05, 0.23, 0.985, 0.97, wspace=0.2)
+    panels = figure.subplots(1, 3)
     base, k = noisy.mean(), np.arange(1, len(noisy) + 1)
     # a colour and a marker each, so that they can be told apart in grey too; scores of equal order lie on each other
     for i, (name, values) in enumerate(scores.items()):
         style = {"color": COLOURS[i % 7], "marker": MARKERS[i], "linestyle": DASHES[i % 4], "lw": 1.4, "ms": 5}
-        left.plot(k, precision_at(values, noisy), label=name, markevery=_places(len(k), i), **style)
         precision, recall, _ = precision_recall_curve(noisy, -values)
-        right.plot(recall, precision, label=name, markevery=_places(len(recall), i), **style)
-    for axes in (left, right):
-        axes.axhline(base, color="0.5", lw=1, label=f"by chance {base:.2f}")
-        axes.grid(alpha=0.3)
+        wrong, found, _ = roc_curve(noisy, -values)
+        for axes, x, y in zip(panels, (k, recall, wrong), (precision_at(values, noisy), precision, found), strict=True):
+            axes.plot(x, y, label=name, markevery=_places(len(x), i), **style)
+    chance = {"color": SOFT, "lw": 1, "label": f"by chance (precision {base:.2f})"}
+    for axes, (x, y) in zip(
+        panels, (((1, len(k)), (base, base)), ((0, 1), (base, base)), ((0, 1), (0, 1))), strict=True
+    ):
+        axes.plot(x, y, **chance)
+        plain(axes)
         axes.set_ylim(0, 1.03)
-    left.set(xlabel="k worst images", ylabel="share of them that is noisy", xlim=(1, max(2, len(k))))
-    right.set(xlabel="share of the noisy images that is found", xlim=(0, 1))
-    right.legend(fontsize=9)
-    for kind in ("svg", "png"):
-        part = out / f".ranking.{kind}"
-        with writing(out / f"ranking.{kind}"):
-            figure.savefig(part, dpi=150, format=kind)
-            part.replace(out / f"ranking.{kind}")
+    panels[0].set(xlim=(1, max(2, len(k))))
+    for axes in panels[1:]:
+        axes.set(xlim=(0, 1))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    for axes, (x, y) in zip(panels, AXES, strict=True):
+        axes.set_xlabel(x, color=INK, fontsize=9)
+        axes.set_ylabel(y, color=INK, fontsize=9)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="lower center", ncols=5, frameon=False, fontsize=9, labelcolor=INK
+    )
+    light, dark, png = render(figure)
+    write_bytes(out / "ranking.svg", light.encode())
+    write_bytes(out / "ranking-dark.svg", dark.encode())
+    write_bytes(out / "ranking.png", png)
 
 
 def _places(count, turn):
@@ -150,4 +167,6 @@ def write(path: Path, table: pd.DataFrame, scores: dict, sizes: dict, reports: d
         reports=reports,
         base=base,
         teacher=about["teacher"],
+        colours=["#" + bytes(rgb.tolist()).hex() for rgb in palette(about["classes"])] if about["classes"] > 1 else [],
+        void=f"#{VOID:02x}{VOID:02x}{VOID:02x}",
     )

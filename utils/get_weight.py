@@ -226,7 +226,18 @@ def teacher_masks(teacher: str, frame, args) -> tuple[str, list[str]]:
         return args.data_root, join(frame[["img"]], read_list(teacher), teacher)["filename"].tolist()
     if not Path(teacher).is_dir():
         raise InputError(f"--teacher {teacher}: no such folder; write the masks with utils/predict_mask.py")
+    if checkpoint := checkpoint_in(teacher):
+        raise InputError(f"--teacher {teacher}: is a run folder; write the masks of {checkpoint} with predict_mask.py")
     return teacher, [f"{stem}.png" for stem in unique_stems(frame, args.list)]
+
+
+def checkpoint_in(folder) -> Path | None:
+    """The checkpoint that was meant where a run, or a folder of runs, is named instead of a folder of masks."""
+    runs = [Path(folder, name) for name in ("last.pt", "best.pt")]
+    masks = next(Path(folder).glob("*.png"), None)
+    return next((p for p in runs if p.exists()), None) or (
+        None if masks else min(Path(folder).glob("*/last.pt"), default=None)
+    )
 
 
 def is_trusted(teacher: str) -> bool:

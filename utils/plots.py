@@ -112,7 +112,7 @@ def against_noise(table: pd.DataFrame) -> Figure | None:
         panel.set_title(score, loc="left", color=INK, fontsize=9, y=1)
         panel.set_xlabel("noisy training masks (%)", color=INK, fontsize=9)
         panel.set_ylabel(f"{score} on the test list", color=INK, fontsize=9)
-        _plain(panel)
+        plain(panel)
         panel.set_xticks(sorted(table.loc[~level, "noise"].astype(float).unique()))
     _legend(figure, handles, [*names, *table.loc[level, "row"]], loc="center left", bbox_to_anchor=(0.81, 0.5), ncols=1)
     return figure
@@ -148,7 +148,7 @@ def schedules(runs: list[Found]) -> Figure | None:
             names = [*names[:5], f"{names[5]}; {len(lines) - 6} more curves are left out"]
         panel.set_xlabel("epoch", color=INK, fontsize=9)
         panel.set_ylabel(keys[key], color=INK, fontsize=9)
-        _plain(panel)
+        plain(panel)
         _legend(panel, handles, names, loc="upper left", bbox_to_anchor=(-0.1, -0.22), ncols=1)
     return figure
 
@@ -191,7 +191,7 @@ def _grid(named, columns=4):
         panel.set_title(
             _short(name, LONGEST * 4 // columns), loc="left", color=INK, fontsize=9, parse_math=False, pad=3
         )
-        _plain(panel)
+        plain(panel)
     for panel in panels:  # places that are given need not be sought, which is a third of the time of a figure
         panel.xaxis.set_label_coords(0.5, -0.2)
         panel.yaxis.set_label_coords(-0.2, 0.5)
@@ -203,7 +203,8 @@ def _grid(named, columns=4):
     return figure, panels[:count]
 
 
-def _plain(panel):
+def plain(panel) -> None:
+    """Give axes the grid, ticks and spines of every figure, in colours that `render` exchanges for a dark page."""
     panel.grid(color=GRID, linewidth=0.6)
     panel.set_axisbelow(True)
     panel.tick_params(colors=SOFT, labelsize=8, length=2)

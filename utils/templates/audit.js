@@ -89,6 +89,7 @@ function card(i, place) {
   if (i in data.sizes) {
     const button = make("button", {type: "button", className: "panels"}, ...panels(i));
     button.setAttribute("aria-label", `enlarge ${name(i)}: ${data.panels.join(", ")}`);
+    button.style.setProperty("--shape", data.sizes[i][0] / data.sizes[i][1]);
     button.addEventListener("click", () => zoom(place));
     box.append(button);
   } else box.append(make("p", {className: "soft"}, "not pictured (--show)"));
@@ -198,5 +199,6 @@ by("zoom").addEventListener("keydown", event => {
   if (event.key === "ArrowLeft") zoom(zoomed - 1);
   if (event.key === "ArrowRight") zoom(zoomed + 1);
 });
-by("filters").open = matchMedia("(min-width: 34rem)").matches;  // a phone shows the pictures first
+const wide = matchMedia("(min-width: 34rem)").matches;
+for (const part of document.querySelectorAll(".fold")) part.open = wide;  // a phone shows the pictures first
 choose();
