@@ -153,6 +153,17 @@ def test_verdicts_follow_the_distance_from_the_median_and_the_doubt_of_the_teach
     assert found == ["keep"] * 20 + ["check", "fix", "drop", "check"]
 
 
+@pytest.mark.parametrize("bad", [10, 50, 80])
+def test_verdicts_hold_where_most_masks_are_bad(bad):
+    """Two groups of scores, whichever is the larger; one group alone is kept, but for its own outliers."""
+    rng = np.random.default_rng(bad)
+    bf = np.concatenate([rng.uniform(0, 0.15, bad), rng.normal(0.75, 0.06, 100 - bad).clip(0, 1)])
+    found = suggest({"bf": bf, "iou": np.full(100, 0.6)}, ["bf"], ["boundary off"] * 100)
+    assert set(found[:bad]) == {"fix"} and found[bad:].count("keep") >= 98 - bad
+    alone = rng.normal(0.75, 0.06, 100).clip(0, 1)
+    assert suggest({"bf": alone, "iou": alone}, ["bf"], ["boundary off"] * 100).count("keep") >= 98
+
+
 @pytest.mark.parametrize("by", [["iou"], ["bf"], ["iou", "bf"]])
 def test_broken_masks_come_first(faulty, tmp_path, by):
     table = run(faulty, tmp_path / "out", "--teacher", faulty / "mask", "--rank-by", *by)
@@ -375,7 +386,9 @@ def test_page_filters_and_sorts_and_fits_the_screen(faulty, tmp_path, width):
         choose(driver, "sort", "bf")
         values = driver.execute_script("return shown.map(i => data.scores.bf[i])")
         assert values == sorted(values, reverse=True) and len(values) == 20
-        driver.find_element("css selector", "button.panels").click()
+        panels = driver.find_element("css selector", "button.panels")
+        driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", panels)  # not below the bar
+        panels.click()
         assert driver.execute_script("return by('zoom').open") and overflow(driver) == 0
         assert console_errors(driver) == []
 

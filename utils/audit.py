@@ -57,8 +57,8 @@ class Args:
     trusted: Annotated[bool, "the teacher was trained on masks you trust; else the page warns"] = False
     show: Annotated[int, "how many images are pictured, the worst first (of any score at least 24); 0: all"] = 300
     thumb: Annotated[int, "longest side of a picture in pixels"] = 320
-    cuts: Annotated[list[float], "robust deviations below the median that suggest to check, and to fix or drop"] = (
-        field(default_factory=lambda: [2.0, 3.0])
+    cuts: Annotated[list[float], "deviations below usable masks that suggest to check, and to fix or drop"] = field(
+        default_factory=lambda: [2.0, 3.0]
     )
     temperature: Annotated[float, "soft score: towards 0 the worst pixel alone counts"] = 0.1
     classes: Annotated[int, "of mask folders (1: binary; more: class indices, 255 is ignored); checkpoints know it"] = 1

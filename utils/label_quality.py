@@ -14,6 +14,7 @@ SOFT = ("soft", "margin")  # scores that need the teacher's probabilities
 SCORES = (*QUALITIES, *SOFT)
 VERDICTS = ("drop", "fix", "check", "keep")
 HOPELESS = ("mask empty", "mask full", "inverted")  # there is nothing in such a mask to start a correction from
+_GROUPS, _CLEAR = 30, 10  # masks from which on groups are looked for; by how much BIC has to prefer two
 _NEAR, _LARGE = 0.04, 0.02  # of the image's side: what is still the outline; of the object: a region worth naming
 
 
@@ -140,15 +141,33 @@ def combine(scores: dict[str, np.ndarray], by: list[str]) -> np.ndarray:
 
 
 def deviation(values: np.ndarray) -> np.ndarray:
-    """How far each of (n,) values in [0, 1] lies below the median, in robust standard deviations (1.4826 MAD).
+    """How far each of (n,) values in [0, 1] lies below those of usable masks, in their standard deviations.
 
-    Measured on the logit scale, since scores crowd at 0 or at 1; values are clipped to [0.02, 0.95], and a deviation is
-    at least 0.4, so that masks which all agree well are not set against each other.
+    Usable are the better of two groups, where there are two clearly apart (a mixture of two normal distributions that
+    fits better by BIC, means two deviations apart or more): then even most masks may be bad. Else all count, by median
+    and 1.4826 MAD. Measured on the logit scale, since scores crowd at 0 or at 1; values are clipped to [0.02, 0.95],
+    and a deviation is at least 0.4, so that masks which all agree well are not set against each other.
     """
     values = np.clip(values, 0.02, 0.95)
     logit = np.log(values / (1 - values))
-    middle = np.median(logit)
-    return (middle - logit) / max(1.4826 * np.median(np.abs(logit - middle)), 0.4)
+    middle, spread = _better_group(logit) or (np.median(logit), 1.4826 * np.median(np.abs(logit - np.median(logit))))
+    return (middle - logit) / max(spread, 0.4)
+
+
+def _better_group(logit: np.ndarray) -> tuple[float, float] | None:
+    """Mean and deviation of the higher of two groups; None where (n,) values do not fall into two."""
+    if len(logit) < _GROUPS or np.ptp(logit) == 0:
+        return None
+    from sklearn.mixture import GaussianMixture  # a second to import, only needed here
+
+    x = logit[:, None]
+    one, two = (GaussianMixture(k, n_init=k, random_state=0, reg_covar=1e-2).fit(x) for k in (1, 2))
+    mean, variance = two.means_.ravel(), two.covariances_.ravel()
+    apart = np.ptp(mean) / np.sqrt(variance.mean())
+    if one.bic(x) - two.bic(x) < _CLEAR or apart < 2:
+        return None
+    best = mean.argmax()
+    return float(mean[best]), float(np.sqrt(variance[best]))
 
 
 def suggest(scores: dict[str, np.ndarray], by: list[str], reasons: list[str], cuts=(2.0, 3.0)) -> list[str]:
@@ -156,7 +175,7 @@ def suggest(scores: dict[str, np.ndarray], by: list[str], reasons: list[str], cu
 
     `keep` up to cuts[0]; `check` up to cuts[1], or beyond it where the teacher sees nothing or is not sure of what it
     says (`sure` below 0.5, where there are probabilities). Beyond: `drop` where the mask is empty, full or inverted
-    or has an IoU below 0.5, else `fix`. It takes for granted that most masks of the list are usable.
+    or has an IoU below 0.5, else `fix`.
     """
     far = np.mean([deviation(scores[name]) for name in by], axis=0)
     unsure = scores["sure"] < 0.5 if "sure" in scores else np.zeros(len(far), bool)
