@@ -233,11 +233,10 @@ def teacher_masks(teacher: str, frame, args) -> tuple[str, list[str]]:
 
 def checkpoint_in(folder) -> Path | None:
     """The checkpoint that was meant where a run, or a folder of runs, is named instead of a folder of masks."""
+    if next(Path(folder).glob("*.png"), None):
+        return None
     runs = [Path(folder, name) for name in ("last.pt", "best.pt")]
-    masks = next(Path(folder).glob("*.png"), None)
-    return next((p for p in runs if p.exists()), None) or (
-        None if masks else min(Path(folder).glob("*/last.pt"), default=None)
-    )
+    return next((p for p in runs if p.exists()), None) or min(Path(folder).glob("*/last.pt"), default=None)
 
 
 def is_trusted(teacher: str) -> bool:
