@@ -190,7 +190,8 @@ def main(args: Args) -> dict:
             SECTIONS[name](bench)
             # after every section, so that an hour is not lost
             mode = "quick" if args.quick else "full"
-            everything = table.merge(Path(args.out), bench.name, bench.kind, mode, bench.figures, bench.profiles)
+            profiles = {} if args.quick else bench.profiles  # shares of short runs say little
+            everything = table.merge(Path(args.out), bench.name, bench.kind, mode, bench.figures, profiles)
     if args.page:
         table.fill(args.page, everything)
     return bench.figures
