@@ -463,7 +463,7 @@ LAYERS = [
     {"dataset"},
     {"support", "steps", "pictures"},
     {"run"},
-    {"evaluate", "predict_mask", "get_weight", "audit_page"},
+    {"evaluate", "predict_mask", "get_weight", "audit_page", "audit_notes"},
     {"report", "audit"},
 ]
 
