@@ -13,6 +13,7 @@ from typing import Annotated, NamedTuple
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -30,6 +31,8 @@ PAPER, INK = (255, 255, 255), (40, 40, 40)
 KEPT, BACKGROUND, REMOVED, ADDED = (214, 214, 214), (58, 58, 62), (222, 110, 60), (64, 142, 214)
 CONTOUR = (20, 20, 20)
 
+_HELP = "; ".join(f"{name} ({kind.imitates})" for name, kind in KINDS.items())
+
 
 @dataclass
 class Args:
@@ -37,9 +40,7 @@ class Args:
     out: Annotated[str, "picture to write (PNG)"]
     levels: Annotated[list[int], "noise levels, one column each"] = field(default_factory=lambda: [0, 2, 4, 6, 8, 10])
     image: Annotated[str, "photograph to draw under the mask"] = ""
-    kinds: Annotated[list[str], f"kinds of noise in place of levels: all, or {' '.join(KINDS)}"] = field(
-        default_factory=list
-    )
+    kinds: Annotated[list[str], f"kinds of noise in place of levels: all, or {_HELP}"] = field(default_factory=list)
     severities: Annotated[list[float], "IoU with the original that each kind is to leave, one column each"] = field(
         default_factory=lambda: [0.9, 0.8, 0.7]
     )
@@ -103,7 +104,7 @@ def draw_grid(mask: np.ndarray, levels: list[int], image: np.ndarray | None = No
 def draw_kinds(mask: np.ndarray, kinds, severities: list[float], image: np.ndarray | None = None, seed: int = 0):
     """A row a kind of noise, a column an IoU that it is to leave, colours as in `draw_grid`: -> (h, w, 3) RGB."""
     rows = {}
-    for kind in kinds:
+    for kind in tqdm(kinds, "kinds", disable=None, leave=False):
         rows[kind] = []
         for severity in severities:
             strength, _ = find_strength([(mask, image, lambda: np.random.default_rng(seed))], kind, severity)

@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from utils.errors import writing
 from utils.images import IGNORE, check_sizes, read_image, read_mask, write_bytes
 from utils.label_quality import VERDICTS, precision_at
 from utils.overlay import palette
@@ -45,10 +44,7 @@ def draw(target: Path, image_path, mask_path, pred_path, classes: int, side: int
         panels = [image, _outline(image, mask, GIVEN), _outline(image, pred, SEEN), _apart(image, mask, pred)]
     else:
         panels = [image, _labels(image, mask, classes), _labels(image, pred, classes), _confused(image, mask, pred)]
-    part = target.with_name(f".{target.name}")
-    with writing(target):
-        part.write_bytes(encode(np.hstack(panels)))
-        part.replace(target)
+    write_bytes(target, encode(np.hstack(panels)))
     return width, height
 
 

@@ -23,11 +23,10 @@ def write_page(path: Path, template: str, **values) -> None:
     replace_text(path, _TEMPLATES.get_template(template).render(**values))
 
 
-def encode(rgb: np.ndarray, kind: str = ".webp", quality: int = 80) -> bytes:
-    """(H, W, 3) uint8 RGB or (H, W) grey -> the bytes of a picture file (.webp, .jpg, .png)."""
-    bgr = rgb if rgb.ndim == 2 else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-    flags = {".webp": [cv2.IMWRITE_WEBP_QUALITY, quality], ".jpg": [cv2.IMWRITE_JPEG_QUALITY, quality]}
-    return cv2.imencode(kind, bgr, flags.get(kind, []))[1].tobytes()
+def encode(rgb: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 RGB -> the bytes of a WebP picture."""
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, 80])[1].tobytes()
 
 
 def data_uri(content: bytes, kind: str = "image/webp") -> str:

@@ -9,7 +9,7 @@ from utils.averages import Averages
 from utils.checkpoint import bare
 from utils.dataset import ListDataset
 from utils.errors import writing
-from utils.images import IGNORE
+from utils.images import IGNORE, write_picture
 from utils.lists import write_list
 from utils.losses import hard
 from utils.overlay import palette
@@ -36,15 +36,14 @@ def show(run, epoch: int, net, dataset: ListDataset, stats: Averages) -> None:
     if not run.main:
         return
     chosen = choose(dataset.noisy)
-    rows = [(*dataset.plain(i), _predict(run, net, dataset.plain(i)[0])) for i in chosen]
+    pairs = [dataset.plain(i) for i in chosen]
+    rows = [(image, mask, _predict(run, net, image)) for image, mask in pairs]
     texts = [_caption(run.args, dataset, i, row, values) for i, row in zip(chosen, rows, strict=True)]
     page = draw(rows, texts, f"{run.args.name}, epoch {done}, {dataset.path}", run.args.classes)
     folder = run.dir / "pictures"
-    path, part = folder / f"epoch_{done:04d}.png", folder / ".part.png"
-    with writing(path):
+    with writing(folder):
         folder.mkdir(exist_ok=True)
-        Image.fromarray(page).save(part)
-        part.replace(path)
+        write_picture(folder / f"epoch_{done:04d}.png", page)
         if values:
             write_list(dataset.frame[["img"]].assign(noisy=dataset.noisy, **values), run.dir / "sample_weights.csv")
         run.writer.add_image("training", page, epoch, dataformats="HWC")

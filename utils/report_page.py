@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from utils.errors import InputError, writing
+from utils.errors import InputError
+from utils.images import write_bytes
 from utils.logs import replace_text
 from utils.page import data_uri, encode, write_page
 from utils.plots import MADE_BY, against_noise, curves, histograms, render, schedules
@@ -130,7 +131,7 @@ def _draw(folder, runs, table, weights, score):
         light, dark, png = pictures
         replace_text(folder / f"{name}.svg", light)
         replace_text(folder / f"{name}-dark.svg", dark)
-        _replace(folder / f"{name}.png", png)
+        write_bytes(folder / f"{name}.png", png)
         addresses = [data_uri(svg.encode(), "image/svg+xml") for svg in (light, dark)]
         sections.setdefault(section, []).append(Drawn(name, title, *addresses))
     return sections
@@ -251,13 +252,3 @@ def _slug(*parts) -> str:
 
 def _natural(text):
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text)]
-
-
-def _replace(path, content):
-    part = path.with_name(f".{path.name}.writing")
-    try:
-        with writing(path):
-            part.write_bytes(content)
-            part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -85,7 +85,7 @@ def _from_library(arch, encoder, weights, classes):
             f"--encoder-weights {weights}: the weights of {encoder} cannot be fetched ({first_line(error)}); "
             "without a network use `--encoder-weights none`"
         ) from None
-    except (KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+    except (KeyError, ValueError, RuntimeError) as error:  # what the libraries raise for a name they do not know
         if out_of_memory(error):
             raise
         what = f"--arch {arch} --encoder {encoder} --encoder-weights {weights}"
