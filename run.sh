@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole comparison in one command: data, noisy lists, teacher, weights, ten runs and a clean upper bound, one table.
+# The whole comparison in one command: data, noisy lists, teacher, weights, twelve runs and a clean upper bound, one table.
 #
 #   ./run.sh                       the built-in demo set, minutes on two CPU cores
 #   DATA=my_folder ./run.sh        your own folder (images/ and masks/ in it) or list (CSV: img,filename)
@@ -8,6 +8,7 @@
 # Everything finished is skipped, everything interrupted goes on. Exit codes: 0 done, 1 a run failed, 2 a mistake in the
 # settings or a sweep that is running already, 75 interrupted (the same command goes on). Settings, by environment:
 #   DATA, TEST (clean test list)   NOISE="10 20 ... 60" (0: masks as they are)   OP=both|erode|dilate   LEVELS="6 10"
+#   KINDS="polygon missing:0.3+box:0.7" instead of OP and LEVELS: each word is a noise of its own, + mixes   SEVERITY=0.8
 #   SEEDS="0 1 2"  EPOCHS  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  PRECISION  AUGMENT
 #   TEACHER=trusted|folds  TRUSTED=20 or a list of clean masks  TEACHER_EPOCHS  VALID=trusted|noisy  SELECT=best|last  STUDENT_THETA
 #   ONLY="no_weight kd_bf"  NPROC (torchrun processes a run)  JOBS (runs at a time; each has its own NPROC GPUs)
@@ -25,10 +26,13 @@ fail() {
   exit 2
 }
 MODE=${1:-sweep}
-ROWS="clean no_weight teacher_miou teacher_bf teacher_bm kd_miou kd_bf kd_bm decoupling co_teaching co_teaching+ weights"
+ROWS="clean no_weight teacher_miou teacher_bf teacher_bm teacher_pixel kd_miou kd_bf kd_bm kd_pixel decoupling co_teaching
+  co_teaching+ weights"
+ROWS=$(echo $ROWS)
 [ "$MODE" = paper ] || [ "$MODE" = sweep ] || fail "./run.sh $MODE: say nothing, or 'paper'"
 NPROC=${NPROC:-1} DRY_RUN=${DRY_RUN:-} ONLY=${ONLY:-} SEEDS=${SEEDS:-0}
 OP=${OP:-both} LEVELS=${LEVELS:-6 10} NOISE=${NOISE:-60} TEACHER=${TEACHER:-trusted} TRUSTED=${TRUSTED:-20}
+KINDS=${KINDS:-} SEVERITY=${SEVERITY:-0.8}
 ARCH=${ARCH:-Unet} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none} OPTIMIZER=${OPTIMIZER:-adamw}
 LR=${LR:-1e-3} BATCH=${BATCH:-8} AUGMENT=${AUGMENT:-flip} SELECT=${SELECT:-best} TEST=${TEST:-}
 if [ -n "${DATA:-}" ]; then SIZE=${SIZE:-321} EPOCHS=${EPOCHS:-40} FOLDS=${FOLDS:-3}
@@ -49,6 +53,9 @@ for name in $ONLY; do
   [ "$MODE" = paper ] || [[ " $ROWS " == *" $name "* ]] || fail "ONLY=$ONLY: no row $name; rows are $ROWS"
 done
 case $OP in both|erode|dilate) ;; *) fail "OP=$OP: both, erode or dilate" ;; esac
+for name in $KINDS; do
+  [[ $name =~ ^[a-z_]+(:[0-9.]+)?(\+[a-z_]+(:[0-9.]+)?)*$ ]] || fail "KINDS=$KINDS: $name is not KIND, or KIND:CHANCE+KIND:CHANCE"
+done
 if [ "$TEACHER" = trusted ] && [ ! -f "$TRUSTED" ]; then
   [[ $TRUSTED =~ ^[1-9][0-9]*$ ]] || fail "TRUSTED=$TRUSTED: a number of images, or a list of clean masks"
   if [[ " $NOISE " == *" 0 "* ]] && [ "$MODE" = sweep ]; then
@@ -242,32 +249,34 @@ train_flags() { # FLAGS: what all runs of the sweep share
     --precision "$PRECISION")
 }
 
-start_teacher() { # ratio, training list: begin what the weights of this ratio need
-  local ratio=$1 list=$2 k
+start_teacher() { # noise, training list: begin what the weights of this noise need
+  local noise=$1 list=$2 k
   TEACHERS=(teacher)
   if [ "$TEACHER" = trusted ]; then
     run teacher train_without_weight.py --name teacher --train_csv "$TRUSTED_LIST" --valid_csv "$TRUSTED_LIST" \
       --test_csv "$TEST" --epochs "$TEACHER_EPOCHS" --augment strong --select last "${FLAGS[@]}"
     return
   fi
-  stage utils/prepare_data.py folds "$list" --k "$FOLDS" --out "$LOGS/folds$ratio"
+  stage utils/prepare_data.py folds "$list" --k "$FOLDS" --out "$LOGS/folds$noise"
   TEACHERS=()
   for ((k = 0; k < FOLDS; k++)); do
-    TEACHERS+=("folds$ratio/teacher$k")
-    run "folds$ratio/teacher$k" train_without_weight.py --name "folds$ratio/teacher$k" \
-      --train_csv "$LOGS/folds$ratio/fold${k}_train.csv" --valid_csv "$LOGS/folds$ratio/fold${k}_held_out.csv" \
+    TEACHERS+=("folds$noise/teacher$k")
+    run "folds$noise/teacher$k" train_without_weight.py --name "folds$noise/teacher$k" \
+      --train_csv "$LOGS/folds$noise/fold${k}_train.csv" --valid_csv "$LOGS/folds$noise/fold${k}_held_out.csv" \
       --epochs "$EPOCHS" --augment strong --select last "${FLAGS[@]}"
   done
 }
 
-weights() { # ratio, training list: the teacher's masks and the three weight lists of this ratio
+weights() { # noise, training list, folder of weights: the teacher's masks, the three weight lists, the pixels' support
   local list=$2 masks=$LOGS/masks/$TEACHER checkpoints=("${TEACHERS[@]/#/$LOGS/}") how=(--folds "$FOLDS")
   checkpoints=("${checkpoints[@]/%//last.pt}")
   if [ "$TEACHER" = trusted ]; then how=(--trusted); else masks+=_$1; fi
+  if wanted teacher_pixel || wanted kd_pixel; then masks=$LOGS/masks/${TEACHER}_$1 how+=(--support); fi
+  SUPPORT_LIST=${masks}_support.csv
   await "${TEACHERS[@]}" &&
     stage utils/predict_mask.py --list "$list" --checkpoint "${checkpoints[@]}" "${how[@]}" --out "$masks" \
       --precision "$PRECISION" &&
-    stage utils/get_weight.py --list "$list" --teacher "$masks" --name "$TEACHER" --out "$LOGS/weights"
+    stage utils/get_weight.py --list "$list" --teacher "$masks" --name "$TEACHER" --out "$3"
 }
 
 draw_demo() { # an input of every sweep without DATA: drawn once, also where two first sweeps begin side by side
@@ -283,8 +292,11 @@ draw_demo() { # an input of every sweep without DATA: drawn once, also where two
 
 sweep() {
   find_data
+  local kinds=("") kind
+  [ -z "$KINDS" ] || read -ra kinds <<<"$KINDS"
   NOISED=$OP # the noise and the trusted list of other settings live beside it, not in its place
   [ "$LEVELS" = "6 10" ] || NOISED+=-${LEVELS// /to}
+  [ -z "$KINDS" ] || NOISED=$(slug "$KINDS")-$SEVERITY
   [ "$TEACHER" = folds ] || [ "$TRUSTED" = 20 ] || [ -f "$TRUSTED" ] || NOISED+=-${TRUSTED}trusted
   local default=$SET-$NOISED-$TEACHER-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep
   SWEEP=${SWEEP:-$default} LOGS=runs/${SWEEP:-$default}
@@ -293,33 +305,40 @@ sweep() {
   train_flags
   if [ -z "${DATA:-}" ]; then draw_demo; fi
   stage utils/prepare_data.py "${SOURCE[@]}" --out "$LISTS"
-  TRUSTED_LIST=$LISTS/$NOISED/trusted.csv
+  TRUSTED_LIST=""
   if [ -f "$TRUSTED" ]; then TRUSTED_LIST=$TRUSTED TRUSTED=0; fi
-  local noisy=${NOISE//[^0-9 ]/}
-  [ "$noisy" = 0 ] || stage utils/generate_noisy_label.py --train_csv "$LISTS/train.csv" --valid_csv "$LISTS/valid.csv" \
-    --ratios $(printf '%s\n' $NOISE | grep -vx 0) --levels $LEVELS --op "$OP" --trusted "$TRUSTED" \
-    --out-csv "$LISTS/$NOISED" --out-masks "$LOGS/noisy/$NOISED"
-  local ratio
-  for ratio in $NOISE; do one_ratio "$ratio"; done
+  for kind in "${kinds[@]}"; do one_kind "$kind"; done
   finish
   stage utils/report.py "$LOGS"
   [ -n "$DRY_RUN" ] || echo "done in $((SECONDS - STARTED)) s; the report is $LOGS/report.html, its table in table.md and table.csv"
 }
 
-one_ratio() { # every row of one noise ratio, all seeds; those that need no weights while the teacher is trained
-  local ratio=$1 list=$LISTS/$NOISED/train_noisy_$1.csv valid=$LISTS/$NOISED/valid_noisy_$1.csv seed score stem weighted="" code=0
+slug() { local name=${1//[:_+]/-} && echo "${name// /_}"; } # kinds of noise -> part of a file name
+
+one_kind() { # a word of KINDS, or nothing for OP and LEVELS: the noisy lists, then every ratio
+  local kind=$1 how=(--levels $LEVELS --op "$OP") where=$NOISED noisy=${NOISE//[^0-9 ]/} ratio
+  if [ -n "$kind" ]; then where+=/$(slug "$kind") how=(--kinds ${kind//+/ } --severity "$SEVERITY"); fi
+  TRUSTED_LIST=${TRUSTED_LIST:-$LISTS/$where/trusted.csv} # the same images for every kind
+  [ "$noisy" = 0 ] || stage utils/generate_noisy_label.py --train_csv "$LISTS/train.csv" --valid_csv "$LISTS/valid.csv" \
+    --ratios $(printf '%s\n' $NOISE | grep -vx 0) "${how[@]}" --trusted "$TRUSTED" \
+    --out-csv "$LISTS/$where" --out-masks "$LOGS/noisy/$where"
+  for ratio in $NOISE; do one_ratio "$ratio" "$LISTS/$where" "$ratio${kind:+-$(slug "$kind")}"; done
+}
+
+one_ratio() { # ratio, folder of lists, name of this noise: every row, all seeds; first those that need no weights
+  local ratio=$1 list=$2/train_noisy_$1.csv valid=$2/valid_noisy_$1.csv noise=$3 seed score stem weighted="" code=0
   if [ "$ratio" = 0 ]; then list=$LISTS/train.csv valid=$LISTS/valid.csv; fi
   if [ "$VALID" = trusted ]; then valid=$TRUSTED_LIST; fi
   if [ -z "$ONLY" ] || [[ $ONLY == *teacher_* || $ONLY == *kd_* || $ONLY == *weights* ]]; then weighted=1; fi
   row() { # row name, script, list, flags...
-    local name=$1 script=$2 train=$3 folder=noise$ratio
+    local name=$1 script=$2 train=$3 folder=noise$noise
     shift 3
     if [ "$name" = clean ]; then folder=noise0; fi
     wanted "$name" || return 0
     run "$folder/${name}_s$seed" "$script" --name "$folder/${name}_s$seed" --train_csv "$train" --valid_csv "$valid" \
       --test_csv "$TEST" --epochs "$EPOCHS" --augment "$AUGMENT" --select "$SELECT" --seed "$seed" "${FLAGS[@]}" "$@"
   }
-  if [ -n "$weighted" ]; then start_teacher "$ratio" "$list"; fi
+  if [ -n "$weighted" ]; then start_teacher "$noise" "$list"; fi
   for seed in $SEEDS; do
     row decoupling train_decoupling.py "$list"
     row co_teaching train_co_teaching.py "$list" --num-gradual $((EPOCHS / 10 + 1))
@@ -328,16 +347,20 @@ one_ratio() { # every row of one noise ratio, all seeds; those that need no weig
     row no_weight train_without_weight.py "$list"
   done
   if [ -z "$weighted" ]; then return; fi
-  weights "$ratio" "$list" || code=$?
-  unfinished $code "no weights for noise $ratio %, so none of the rows with weights"
+  local weights=$LOGS/weights warmup=$((EPOCHS / 10))
+  [ "$noise" = "$ratio" ] || weights+=/${noise#"$ratio"-}
+  weights "$noise" "$list" "$weights" || code=$?
+  unfinished $code "no weights for noise $noise %, so none of the rows with weights"
   [ $code = 0 ] || return 0
-  stem=$LOGS/weights/$(basename "$list" .csv)_${TEACHER}_weight
+  stem=$weights/$(basename "$list" .csv)_${TEACHER}_weight
   for seed in $SEEDS; do
     for score in miou bf bm; do row teacher_$score train_with_Teacher_weight.py "${stem}_${score}score.csv"; done
+    row teacher_pixel train_with_Teacher_weight.py "$SUPPORT_LIST" --level pixel
     for score in miou bf bm; do
-      row kd_$score train_with_KDweight.py "${stem}_${score}score.csv" --quality $score --warmup $((EPOCHS / 10)) \
+      row kd_$score train_with_KDweight.py "${stem}_${score}score.csv" --quality $score --warmup "$warmup" \
         --student-theta "$STUDENT_THETA"
     done
+    row kd_pixel train_with_KDweight.py "$SUPPORT_LIST" --level pixel --warmup "$warmup"
   done
 }
 

@@ -52,11 +52,11 @@ def test_published_command_lines_mean_the_published_setting():
     assert (args.scheduler, args.step_epochs, args.step_gamma, args.clip_value) == ("step", 25, 0.5, 0.1)
 
 
-def test_sweep_has_ten_rows_and_a_clean_one():
+def test_sweep_has_twelve_rows_and_a_clean_one():
     lines = [line for line in dry_run().stdout.splitlines() if "--name noise" in line]
     names = sorted(line.split("--name ")[1].split()[0] for line in lines)
     rows = ["co_teaching", "co_teaching+", "decoupling", "no_weight"]
-    rows += [f"{kind}_{score}" for kind in ("teacher", "kd") for score in ("miou", "bf", "bm")]
+    rows += [f"{kind}_{score}" for kind in ("teacher", "kd") for score in ("miou", "bf", "bm", "pixel")]
     assert names == sorted(["noise0/clean_s0", *(f"noise60/{row}_s0" for row in rows)])
 
 
@@ -80,6 +80,25 @@ def test_sweep_takes_its_settings_from_the_environment():
     assert all("--quality bm --warmup 2 --student-theta 3" in line for line in runs if "KD" in line)
 
 
+def test_every_kind_of_noise_has_lists_weights_and_rows_of_its_own():
+    env = {"KINDS": "markov_grow missing:0.3+box:0.7", "SEVERITY": "0.7", "NOISE": "40", "SWEEP": "x"}
+    lines = dry_run(ONLY="clean no_weight teacher_bf kd_pixel", **env).stdout.splitlines()
+    made = [line for line in lines if "generate_noisy_label" in line]
+    assert "--kinds markov_grow --severity 0.7 " in made[0] and "--kinds missing:0.3 box:0.7 --severity 0.7 " in made[1]
+    names = [line.split("--name ")[1].split()[0] for line in lines if "train_w" in line]
+    rows = [f"noise40-{kind}/{row}_s0" for kind in ("markov-grow", "missing-0.3-box-0.7") for row in
+            ("no_weight", "teacher_bf", "kd_pixel")]  # fmt: skip
+    assert sorted(names) == sorted(["teacher", "noise0/clean_s0", *rows])
+    assert sum("weights/markov-grow" in line for line in lines) == 2  # written by one tool, read by one row
+    pixel = [line for line in lines if "kd_pixel" in line]
+    assert all("--level pixel" in line and "_support.csv" in line for line in pixel)
+    supports = {line.split("--train_csv ")[1].split()[0] for line in pixel}
+    written = {line.split("--out ")[1].split()[0] + "_support.csv" for line in lines if "--support" in line}
+    assert supports == written and len(supports) == 2
+    trusted = {line.split("--valid_csv ")[1].split()[0] for line in lines if "train_w" in line}
+    assert len(trusted) == 1
+
+
 def test_fold_teachers_are_asked_for_unseen_images_only():
     lines = dry_run(TEACHER="folds", ONLY="teacher_bf").stdout.splitlines()
     predict = next(line for line in lines if "predict_mask" in line)
@@ -91,6 +110,7 @@ def test_fold_teachers_are_asked_for_unseen_images_only():
     [
         (["papr"], {}, "./run.sh papr"),
         ([], {"OP": "grow"}, "OP=grow"),
+        ([], {"KINDS": "polygon missing:"}, "missing: is not KIND"),
         ([], {"TEACHER": "none"}, "TEACHER=none"),
         ([], {"NOISE": "0"}, "TRUSTED=list.csv"),
         ([], {"NOISE": "60%"}, "NOISE=60%"),

@@ -24,7 +24,7 @@ from utils.lists import read_list, write_list
 from utils.logs import read_record, replace_text
 from utils.paired import COLUMNS, holm, paired_difference
 from utils.report_page import Weights, check_ours, write_report
-from utils.sweep import SCORES, Found, find_runs, frame_of, rank
+from utils.sweep import SCORES, Found, find_runs, frame_of, rank, shown
 
 
 @dataclass
@@ -61,8 +61,9 @@ def main(args: Args) -> pd.DataFrame:
 def read_weights(folders) -> list[Weights]:
     """The weight lists of the sweeps, with how well they find the noisy masks; warns of one that cannot be read."""
     places = dict.fromkeys(Path(os.path.abspath(folder)) for folder in folders)  # a run names its sweep's folder too
-    paths = sorted(path for place in places for path in place.glob("weights/*score.csv"))
-    found, several = [], len({path.parent for path in paths}) > 1
+    paths = sorted(path for place in places for path in place.glob("weights/**/*score.csv"))
+    several = len({_above(path)[0] for path in paths}) > 1
+    found = []
     for path in paths:
         try:
             frame = read_list(path, ("img", "weight"))
@@ -73,9 +74,16 @@ def read_weights(folders) -> list[Weights]:
         noisy = frame["iterations"].to_numpy() > 0 if "iterations" in frame else None
         weight = frame["weight"].to_numpy()
         quality = {} if noisy is None else weight_report(weight, noisy)
-        above = path.parents[1].name
-        found.append(Weights(f"{above}/{name}" if several else name, weight, noisy, quality))
+        sweep, kind = _above(path)
+        name = "/".join([*([sweep.name] if several else []), *kind, name])
+        found.append(Weights(name, weight, noisy, quality))
     return found
+
+
+def _above(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """The sweep that a weight list belongs to, and the folders between its `weights` and the list."""
+    depth = next(i for i, folder in enumerate(path.parents) if folder.name == "weights")
+    return path.parents[depth + 1], path.parent.relative_to(path.parents[depth]).parts
 
 
 def weight_table(weights: list[Weights]) -> str:
@@ -123,7 +131,7 @@ def summary(found: pd.DataFrame, score: str = "BF", baseline: str = "no_weight")
     rows = []
     for (sweep, noise, name), runs in done.groupby(["sweep", "noise", "row"]):
         own = done[done["sweep"] == sweep]
-        row = {"sweep": sweep, "noise": noise.removeprefix("noise"), "row": name, "seeds": len(runs)}
+        row = {"sweep": sweep, "noise": shown(noise), "row": name, "seeds": len(runs)}
         for column in SCORES.values():
             row |= {column: runs[column].mean(), f"{column} std": runs[column].std() if len(runs) > 1 else None}
         row["closed"] = _closed(runs, _of(own, noise, "no_weight"), _of(own, None, "clean"), score)
@@ -186,7 +194,7 @@ def _cell(text) -> str:
 
 def _ordered(table):
     kind = table["row"].map({"teacher": 0, "clean": 1}).fillna(2)
-    ratio = pd.to_numeric(table["noise"], errors="coerce")
+    ratio = pd.to_numeric(table["noise"].str.partition(" ")[0], errors="coerce")
     keys = pd.DataFrame({"s": table["sweep"], "k": kind, "f": ratio, "n": table["noise"]})
     keys = keys.assign(o=table["row"].map(rank), r=table["row"])
     return table.loc[keys.sort_values(list(keys)).index].reset_index(drop=True)

@@ -19,7 +19,7 @@ from utils.images import write_bytes
 from utils.logs import replace_text
 from utils.page import data_uri, encode, write_page
 from utils.plots import MADE_BY, against_noise, curves, histograms, render, schedules
-from utils.sweep import SCORES, STATES, printable, rank, sweep_names
+from utils.sweep import SCORES, STATES, printable, rank, shown, sweep_names
 
 BOUNDS = ("clean", "teacher")  # what no row of the comparison had: clean masks, or those of the trusted list
 EXAMPLES, WIDEST = 6, 1400  # runs whose pictures are shown; pixels
@@ -149,7 +149,7 @@ def _planned(runs, table, weights, score):
         own = [run for run in runs if sweeps[run.sweep] == sweep]
         lines = table[table["sweep"] == sweep] if "sweep" in table else table
         for noise, rows in _by_noise(own).items():
-            ratio = f"{noise.removeprefix('noise')} % noise" if noise else ""
+            ratio = f"{shown(noise)} % noise" if noise.removeprefix("noise").isdecimal() else shown(noise)
             found += _planned_curves(rows, score, _slug(sweep, noise), ", ".join(filter(None, (sweep, ratio))))
         end = _slug(sweep)
         found.append(("noise", f"against_noise{end}", sweep, partial(against_noise, lines)))
@@ -190,8 +190,9 @@ def _examples(runs, table, score, baseline):
     reached = {(line["noise"], line["row"]): line[score] for line in table.to_dict("records")}
 
     def order(run):
-        noise = run.noise.removeprefix("noise")
-        ratio = float(noise) if noise.isdecimal() else -1.0
+        noise = shown(run.noise)
+        ratio = noise.partition(" ")[0]
+        ratio = float(ratio) if ratio.isdecimal() else -1.0
         return -ratio, run.row != baseline, -reached.get((noise, run.row), -1.0), run.row, run.seed
 
     found, seen = [], set()

@@ -13,7 +13,8 @@ from utils.errors import InputError, warn
 from utils.logs import read_jsonl, read_record
 
 SCORES = {"test_iou": "IoU", "test_miou": "mIoU", "test_dice": "Dice", "test_bf": "BF"}
-ORDER = ("teacher", "clean", "no_weight", "teacher_miou", "teacher_bf", "teacher_bm", "kd_miou", "kd_bf", "kd_bm")
+ORDER = ("teacher", "clean", "no_weight", "teacher_miou", "teacher_bf", "teacher_bm", "teacher_pixel")
+ORDER += ("kd_miou", "kd_bf", "kd_bm", "kd_pixel")
 INTERRUPTED = {75, 129, 130, 143}  # exit codes of a run that saved, or that a signal ended: it goes on
 STATES = ("finished", "trained", "running", "unfinished", "failed", "never started")
 
@@ -32,7 +33,7 @@ class Found:
 
     @property
     def noise(self) -> str:
-        """The folder above, if it says a noise ratio ("noise60"), else nothing."""
+        """The folder above, if it says a noise ratio, and maybe a kind ("noise60", "noise60-polygon"), else nothing."""
         above = self.folder.parent.name
         return printable(above) if above.startswith("noise") else ""
 
@@ -111,6 +112,11 @@ def sweep_names(runs: list[Found]) -> dict[Path, str]:
     return {sweep: printable(os.path.relpath(sweep.resolve(), common)) for sweep in sweeps}
 
 
+def shown(noise: str) -> str:
+    """The noise of a folder as tables show it: "60" of "noise60", "60 polygon" of "noise60-polygon"."""
+    return noise.removeprefix("noise").replace("-", " ", 1)
+
+
 def rank(row: str) -> int:
     """The place of a row in tables and figures; rows that are not known come after all others."""
     return ORDER.index(row) if row in ORDER else len(ORDER)
@@ -157,7 +163,7 @@ def _state(folder, args, epochs, ends, log):
 def _without_folder(root):
     """Runs of a sweep that were given a log, but came to no folder: the data was wrong, or they have just begun."""
     for log in sorted((root / "logs").glob("*.log")):
-        name = re.sub(r"^(noise\d+|folds\d+)_", r"\1/", log.stem)
+        name = re.sub(r"^((?:noise|folds)\d+(?:-[^_]+)?)_", r"\1/", log.stem)
         code = _code(log)
         if (root / name / "args.json").exists() or code == 0:
             continue
