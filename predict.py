@@ -27,19 +27,23 @@ from utils.checkpoint import load_network
 from utils.errors import InputError
 from utils.export import SUFFIXES, export
 from utils.images import read_image, write_bytes, write_mask, write_picture
-from utils.inference import Plan, Probabilities, enlarged_bands, inputs_of, predict_whole, slide
+from utils.inference import Probabilities, in_batches, inputs_of
 from utils.overlay import draw_overlay
+from utils.plans import PlanArgs, check_plan, plan_of
 from utils.sources import Claim, Source, digest, find_images
 from utils.store import in_threads
 
 AHEAD = 8  # images that wait for the network, and as many results for the disk: each may be large
-MOST = 2**28  # bytes of images that wait for a batch to be full
 SHOWN = 20  # bad images that are named
 
 
 @dataclass
-class Args:
+class _Checkpoint:
     checkpoint: Annotated[str, "best.pt or last.pt of any training script", "positional"]
+
+
+@dataclass
+class Args(PlanArgs, _Checkpoint):
     images: Annotated[list[str], "images, folders of images, lists (CSV with a column img)", "positional"] = field(
         default_factory=list
     )
@@ -55,16 +59,6 @@ class Args:
     recursive: Annotated[bool, "also the images in sub folders; OUT gets the same sub folders"] = False
     data_root: Annotated[str, "folder that relative paths in the lists start from"] = "."
     overwrite: Annotated[bool, "write everything again, whatever has its name in OUT"] = False
-    mode: Annotated[Literal["auto", "resize", "slide"], "whole image resized, windows, or what Mode says above"] = (
-        "auto"
-    )
-    size: Annotated[int, "network input; -1: the size of training; 0: as the images are"] = -1
-    window: Annotated[int, "side of a window at the network's input; 0: as --size, or 1024 where that is 0"] = 0
-    overlap: Annotated[float, "share of a window that the next one sees too"] = 0.5
-    scales: Annotated[list[float], "sizes to average over, as factors"] = field(default_factory=lambda: [1.0])
-    flip: Annotated[bool, "average with the mirrored image"] = False
-    batch_size: Annotated[int, "images or windows a step"] = 16
-    precision: Annotated[Literal["fp32", "bf16"], "bf16 is faster wherever the hardware has it"] = "fp32"
     cpu: Annotated[bool, "ignore any GPU"] = False
 
 
@@ -76,7 +70,7 @@ class Work:
     image: np.ndarray | None = None
     inputs: list[np.ndarray] | None = None
     shape: tuple[int, int] = (0, 0)
-    maps: list[np.ndarray] | None = None
+    bands: Iterator[tuple[int, np.ndarray]] | None = None
     mask: np.ndarray | None = None
     probability: np.ndarray | None = None
     fault: str = ""
@@ -84,13 +78,13 @@ class Work:
 
 def main(args: Args) -> None:
     """Predict what is not predicted yet; InputError after the last image if some could not be read."""
-    _check(args)
+    check_plan(args)
     if not args.images and args.export == "none":
         raise InputError("no images: name files, folders or lists (or --export)")
     sources = find_images(args.images, args.data_root, args.recursive, Path(args.out)) if args.images else []
     checkpoints = [args.checkpoint, *args.more]
     nets, states = zip(*(load_network(path) for path in checkpoints), strict=True)
-    net, plan = Probabilities(nets).eval(), _plan(states, args)
+    net, plan = Probabilities(nets).eval(), plan_of(states, args)
     if args.export != "none":
         _export(net, states[0]["model"], sources, plan, args)
     if not sources:
@@ -113,39 +107,6 @@ def main(args: Args) -> None:
     if bad:
         named = "; ".join(bad[:SHOWN]) + (f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
         raise InputError(f"{len(bad)} of {len(sources)} images could not be predicted: {named}")
-
-
-def _check(args):
-    if args.size < -1 or args.window < 0:
-        raise InputError("--size must be 0 or more, or -1 for that of training; --window must be 0 or more")
-    if not 0 <= args.overlap <= 0.95:
-        raise InputError(f"--overlap {args.overlap}: must lie between 0 and 0.95")
-    if not all(0.05 <= scale <= 20 for scale in args.scales):
-        raise InputError(f"--scales {' '.join(map(str, args.scales))}: must lie between 0.05 and 20")
-    if args.batch_size < 1:
-        raise InputError(f"--batch-size {args.batch_size}: must be 1 or more")
-
-
-def _plan(states, args) -> Plan:
-    models = [state["model"] for state in states]
-    classes, sizes = {model["classes"] for model in models}, {model["size"] for model in models}
-    if len(classes) > 1:
-        raise InputError(f"--more: the checkpoints have different classes: {sorted(classes)}")
-    if len(sizes) > 1 and args.size < 0:
-        raise InputError(
-            f"--more: the checkpoints were trained at different sizes, {sorted(sizes)}; choose with --size"
-        )
-    return Plan(
-        size=models[0]["size"] if args.size < 0 else args.size,
-        side=states[0].get("side", 0),
-        mode=args.mode,
-        window=args.window,
-        overlap=args.overlap,
-        scales=tuple(args.scales),
-        flip=args.flip,
-        batch_size=args.batch_size,
-        precision=args.precision,
-    )
 
 
 def _files(name: str, classes: int, args) -> dict[str, str]:
@@ -196,21 +157,13 @@ def _predict(net, claim, plan, classes, args) -> list[str]:
 
 
 def _through_network(net, works, plan, args) -> Iterator[Work]:
-    """Every image with its probabilities; whole ones of one input size go through the network together."""
-    waiting = []
-    for work in works:
-        if work.inputs:
-            waiting.append(work)
-        elif not work.fault:
-            _decide(work, _shown(slide(net, work.image, plan), work), args)
-        if not work.inputs:
-            yield work
-        large = sum(one.image.nbytes for one in waiting if one.image is not None) > MOST
-        if large or len(waiting) == (plan.batch_size if plan.size else 1):
-            yield from _together(net, waiting, plan)
-            waiting = []
-    if waiting:
-        yield from _together(net, waiting, plan)
+    """Every image with its mask, or with the bands of probabilities from which a thread may decide it."""
+    for work, bands in in_batches(net, works, plan):
+        if bands is not None and plan.slides(work.shape):
+            _decide(work, _shown(bands, work), args)
+        else:
+            work.bands = bands
+        yield work
 
 
 def _shown(bands, work):
@@ -219,12 +172,6 @@ def _shown(bands, work):
         for top, band in bands:
             yield top, band
             bar.update(band.shape[1])
-
-
-def _together(net, works, plan):
-    for work, maps in zip(works, predict_whole(net, [work.inputs for work in works], plan), strict=True):
-        work.maps, work.inputs = maps, None
-        yield work
 
 
 def _decide(work, bands, args):
@@ -241,7 +188,7 @@ def _decide(work, bands, args):
 
 def _write(work, classes, args):
     if work.mask is None:
-        _decide(work, enlarged_bands(work.maps, work.shape), args)
+        _decide(work, work.bands, args)
     paths = {kind: Path(args.out) / file for kind, file in _files(work.source.name, classes, args).items()}
     paths["mask"].parent.mkdir(parents=True, exist_ok=True)
     if "overlay" in paths:
@@ -249,7 +196,7 @@ def _write(work, classes, args):
     if "probability" in paths:
         _write_probability(paths["probability"], work.probability)
     write_mask(paths["mask"], work.mask, classes)
-    work.image = work.maps = work.mask = work.probability = None
+    work.image = work.bands = work.mask = work.probability = None
 
 
 def _write_probability(path, probability):

@@ -6,7 +6,7 @@ the rows of a large image while the next are predicted.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 LARGE = 2048 * 2048  # pixels from which on an image is not run whole where training resized nothing
 WINDOW = 1024  # of such an image
+_WAITING = 2**28  # bytes of images that wait for a batch to be full
 _BAND = 2**26  # values of an enlarged map that are in memory at a time
 
 
@@ -43,7 +44,8 @@ class Plan:
 
     `size`: training resized whole images to size x size, 0: it took them as they are. `side`: the usual shorter side
     of the training images' files in pixels, 0 where nobody knows. `window`: side of a window at the network's input,
-    0: as `size`. `scales` multiply the size of what the network sees.
+    0: as `size`. `blend`: "hann" spreads windows evenly and trusts their middle more; "count" puts them as published
+    protocols do, see `axis_windows`. `scales` multiply the size of what the network sees.
     """
 
     size: int
@@ -51,6 +53,7 @@ class Plan:
     mode: str = "auto"
     window: int = 0
     overlap: float = 0.5
+    blend: str = "hann"
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     batch_size: int = 16
@@ -101,6 +104,33 @@ def predict_whole(net: nn.Module, inputs: list[list[np.ndarray]], plan: Plan) ->
     return [list(maps) for maps in zip(*scales, strict=True)]
 
 
+def in_batches(net: nn.Module, works: Iterable, plan: Plan) -> Iterator[tuple]:
+    """(work, bands) for every work, where whole images of one input size go through the network together.
+
+    A work has `shape`, the (H, W) of its image, and `inputs`, what `inputs_of` makes of an image that is run whole,
+    or else `image`, one in windows; with neither its bands are None. Bands are (first row, (C, rows, W)), as of
+    `slide` and `enlarged_bands`; those of windows must be used up before the next work is asked for.
+    """
+    waiting = []
+    for work in works:
+        if work.inputs:
+            waiting.append(work)
+        else:
+            yield work, None if work.image is None else slide(net, work.image, plan)
+        large = sum(one.image.nbytes for one in waiting if one.image is not None) > _WAITING
+        if large or len(waiting) == (plan.batch_size if plan.size else 1):
+            yield from _together(net, waiting, plan)
+            waiting = []
+    if waiting:
+        yield from _together(net, waiting, plan)
+
+
+def _together(net, works, plan):
+    for work, maps in zip(works, predict_whole(net, [work.inputs for work in works], plan), strict=True):
+        work.inputs = None
+        yield work, enlarged_bands(maps, work.shape)
+
+
 def enlarged_bands(maps: list[np.ndarray], shape: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
     """The mean of (C, h, w) maps enlarged to (H, W) as (first row, (C, rows, W)), few rows of a large one at a time."""
     height, width = shape
@@ -137,19 +167,26 @@ def slide(net: nn.Module, image: np.ndarray, plan: Plan) -> Iterator[tuple[int, 
     yield done, total.clamp(0, 1).cpu().numpy()
 
 
-def axis_windows(length: int, window: int, overlap: float) -> tuple[np.ndarray, np.ndarray]:
-    """Starts (n,) of windows that cover an axis evenly, and weights (n, min(window, length)) of their pixels.
+def axis_windows(length: int, window: int, overlap: float, blend: str = "hann") -> tuple[np.ndarray, np.ndarray]:
+    """Starts (n,) of windows that cover an axis, and weights (n, min(window, length)) of their pixels.
 
     Neighbours overlap by a share of `overlap` in [0, 1) or more. The weights are positive and sum to 1 at every pixel.
+    `blend` "hann": evenly spread, each with the weights of a Hann window. "count": ceil(window * (1 - overlap)) pixels
+    apart, only the last one pulled back to the border, all equal: the sliding evaluation of Cityscapes papers.
     """
     window = min(window, length)
-    step = max(1, int(window * (1 - overlap)))
-    starts = np.linspace(0, length - window, 1 + math.ceil((length - window) / step)).round().astype(int)
-    hann = np.sin(np.pi * (np.arange(window) + 0.5) / window) ** 2
+    if blend == "count":
+        step = max(1, math.ceil(round(window * (1 - overlap), 2)))  # an overlap of 0.333 means a third
+        starts = np.minimum(np.arange(1 + math.ceil((length - window) / step)) * step, length - window)
+        weight = np.ones(window)
+    else:
+        step = max(1, int(window * (1 - overlap)))
+        starts = np.linspace(0, length - window, 1 + math.ceil((length - window) / step)).round().astype(int)
+        weight = np.sin(np.pi * (np.arange(window) + 0.5) / window) ** 2
     total = np.zeros(length)
     for start in starts:
-        total[start : start + window] += hann
-    return starts, np.stack([hann / total[start : start + window] for start in starts])
+        total[start : start + window] += weight
+    return starts, np.stack([weight / total[start : start + window] for start in starts])
 
 
 class _Grid:
@@ -158,7 +195,8 @@ class _Grid:
     def __init__(self, shape, plan, scale):
         zoom, window = plan.zoom * scale, plan.window or plan.size or WINDOW
         span = max(1, round(window / zoom))
-        (self.tops, self.high), (self.lefts, self.wide) = (axis_windows(side, span, plan.overlap) for side in shape)
+        axes = [axis_windows(side, span, plan.overlap, plan.blend) for side in shape]
+        (self.tops, self.high), (self.lefts, self.wide) = axes
         self.shape = self.high.shape[1], self.wide.shape[1]
         # a window that fits is the network's input exactly, also where its span had to be rounded
         self.input = tuple(window if side == span else max(1, round(side * zoom)) for side in self.shape)
