@@ -164,7 +164,7 @@ def parts_of_scoring() -> dict:
 
 def parts_of_evaluation() -> dict:
     """What evaluate() does."""
-    return FEED | {"scores": [(evaluation, "_of_batch"), (evaluation, "_scores_of_list")]}
+    return FEED | {"scores": [(evaluation, "_of_batch"), (evaluation, "scores_of_list")]}
 
 
 class Phases:

@@ -1,6 +1,7 @@
 """One pass over a list: every score, every image once, however many processes share the work."""
 
 import torch
+from torch import Tensor
 
 from utils.checkpoint import bare
 from utils.losses import hard
@@ -23,6 +24,13 @@ def evaluate_all(run, nets, loader) -> list[dict[str, float]]:
     """`evaluate` of several networks, which share every batch."""
     for net in nets:
         run.share_buffers(net)
+    every = run.sum(count_list(run, nets, loader)).cpu()  # the one time the host waits
+    return [scores_of_list(of_net, len(loader.dataset), run.args) for of_net in every]
+
+
+@torch.inference_mode()
+def count_list(run, nets, loader) -> Tensor:
+    """What this process's share of a list adds to the scores of each network, a row each, for `scores_of_list`."""
     nets = [bare(net).eval() for net in nets]
     sums, done = [0] * len(nets), [0, 0, 0]  # the first on the device, where they wait for the end
     for batch in run.batches(loader):
@@ -35,8 +43,7 @@ def evaluate_all(run, nets, loader) -> list[dict[str, float]]:
     rows = 3 + 3 * run.args.classes
     sums = [s if torch.is_tensor(s) else torch.zeros(rows, dtype=torch.float64, device=run.device) for s in sums]
     done = torch.tensor(done, dtype=torch.float64, device=run.device)
-    every = run.sum(torch.stack([torch.cat([done, s]) for s in sums])).cpu()  # the one time the host waits
-    return [_scores_of_list(of_net, len(loader.dataset), run.args) for of_net in every]
+    return torch.stack([torch.cat([done, s]) for s in sums])
 
 
 def _of_batch(pred, mask, args):
@@ -53,15 +60,21 @@ def _of_batch(pred, mask, args):
     return torch.cat([means, compat, areas.flatten()])
 
 
-def _scores_of_list(sums, expected, args):
-    images, batches, pixels, dice, bf, compat = sums[:6].tolist()
+def scores_of_list(sums: Tensor, expected: int, args) -> dict[str, float]:
+    """The scores of `evaluate` from a row of `count_list`, summed over all processes."""
+    images, batches, _, dice, bf, compat = sums[:6].tolist()
     assert images == expected, f"{images} images evaluated of {expected}"
-    inter, pred, mask = areas = sums[6:].view(3, -1)
-    if args.classes == 1:  # the background is a class of its own here
-        areas = torch.cat([torch.stack([pixels - pred - mask + inter, pixels - pred, pixels - mask]), areas], 1)
-    found = split_iou(*areas) | {"dice": dice / images, "bf": bf / images}
+    found = split_iou(*areas_of_list(sums, args.classes)) | {"dice": dice / images, "bf": bf / images}
     found["score"] = (found["iou"] + found["dice"] + found["bf"]) / 3
     return found | ({"compat_miou": compat / batches} if args.compat == "nlkd" else {})
+
+
+def areas_of_list(sums: Tensor, classes: int) -> Tensor:
+    """(3, classes) pixels of every class in both masks, predicted and annotated; binary: background, foreground."""
+    inter, pred, mask = areas = sums[6:].view(3, -1)
+    if classes > 1:
+        return areas
+    return torch.cat([torch.stack([sums[2] - pred - mask + inter, sums[2] - pred, sums[2] - mask]), areas], 1)
 
 
 def named(prefix: str, scores: dict) -> dict:

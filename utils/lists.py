@@ -108,6 +108,25 @@ def noisy_share(frame: pd.DataFrame) -> float | None:
     return float((frame["iterations"] > 0).mean()) if "iterations" in frame else None
 
 
+def image_labels(frame: pd.DataFrame, classes: int, path) -> np.ndarray:
+    """(N, classes) bool: which classes an image holds by the column `label`, such as `0 5 9`; the background is one.
+
+    InputError for a list without it, and for rows without a class or with one that is none of 0 to classes - 1.
+    """
+    if "label" not in frame:
+        what = "the classes of an image as indices separated by blanks, such as `0 5 9`"
+        raise InputError(f"{path}: no column `label`; it holds {what}")
+    found, bad = np.zeros((len(frame), classes), bool), []
+    for i, (line, cell) in enumerate(zip(frame["line"], frame["label"], strict=True)):
+        wrong = [word for word in cell.split() if not word.isdecimal() or int(word) >= classes]
+        if wrong or not cell.split():
+            bad.append((int(line), f"label {_shown(cell) or 'is empty'}"))
+        else:
+            found[i, [int(word) for word in cell.split()]] = True
+    report_bad_rows(path, bad, f"A label is one or more of the classes 0 to {classes - 1}, separated by blanks.")
+    return found
+
+
 def stem_of(img: str) -> str:
     """`data/person/00012.jpg` -> `00012`: the name under which masks of an image are written."""
     stem, _, suffix = img[img.rfind("/") + 1 :].rpartition(".")
