@@ -3,6 +3,9 @@
 Run   python utils/prepare_data.py demo --out data/demo
       python utils/prepare_data.py folder --images data/demo/image --masks data/demo/mask --out data/demo/csv
       python utils/prepare_data.py folds data/demo/csv/train.csv --k 3 --out data/demo/csv
+      python utils/prepare_data.py split data/demo/csv/train.csv --fraction 1/16 1/8 --out data/demo/csv
+      python utils/prepare_data.py text splits/pascal/92/labeled.txt --root data/VOC --out data/csv/labelled_92.csv
+      python utils/prepare_data.py regroup --list all.csv --mapping groups.csv --out data/masks/groups
 """
 
 import json
@@ -28,8 +31,11 @@ from utils import demo
 from utils.args import launch_commands
 from utils.errors import InputError
 from utils.images import SUFFIXES, read_mask, write_mask
-from utils.lists import read_list, unique_stems, write_list
+from utils.lists import read_list, unique_stems
 from utils.logs import read_record, replace_text
+from utils.regroup import RegroupArgs, regroup
+from utils.splits import LabelledArgs, TextArgs, convert_text, split_labelled
+from utils.written import write_new_lists
 
 
 @dataclass
@@ -166,7 +172,7 @@ def cut_folds(args: FoldsArgs) -> None:
     for number, rows in enumerate(folds(len(frame), args.k, args.seed)):
         lists[f"fold{number}_train.csv"] = frame.drop(index=rows)
         lists[f"fold{number}_held_out.csv"] = frame.loc[rows]
-    _write_all(lists, Path(args.out))
+    write_new_lists(lists, Path(args.out))
 
 
 def _draw_all(args: DemoArgs, out: Path, names: list[str]) -> None:
@@ -212,7 +218,7 @@ def _write_split(frame: pd.DataFrame, ids: list[str], args: SplitArgs, source: s
         raise InputError(f"{source}: {len(ids)} images leave none to train on; lower --test or --valid, or add images")
     table = frame.assign(stem=ids).set_index("stem")
     chosen = {"pool": pool_of(ids, held_out), "train": train, "valid": valid, "test": held_out}
-    _write_all({f"{name}.csv": table.loc[rows] for name, rows in chosen.items()}, Path(args.out))
+    write_new_lists({f"{name}.csv": table.loc[rows] for name, rows in chosen.items()}, Path(args.out))
 
 
 def _test_count(args: SplitArgs, count: int, source: str) -> int:
@@ -228,30 +234,14 @@ def _test_count(args: SplitArgs, count: int, source: str) -> int:
     return test
 
 
-def _write_all(lists: dict[str, pd.DataFrame], out: Path) -> None:
-    """Write the lists that have rows; those that exist must be the same, since runs and noisy lists build on them."""
-    same = {name for name, frame in lists.items() if _is_written(frame, out / name)}
-    for name in lists:
-        if name not in same and (out / name).exists():
-            raise InputError(f"{out / name}: exists and differs; choose another --out or delete the old lists")
-    for name, frame in lists.items():
-        if len(frame) and name not in same:
-            write_list(frame, out / name)
-    counts = ", ".join(f"{name} {len(frame)}" for name, frame in lists.items() if len(frame))
-    done = same == {name for name, frame in lists.items() if len(frame)}
-    print(f"{out}: {'the same lists are there already' if done else 'wrote'} (rows): {counts}")
-
-
-def _is_written(frame: pd.DataFrame, path: Path) -> bool:
-    text = frame.drop(columns=["line"]) if "line" in frame else frame
-    return len(frame) > 0 and path.is_file() and path.read_text() == text.to_csv(index=False, lineterminator="\n")
-
-
 COMMANDS: dict[str, tuple[Callable, type]] = {
     "demo": (draw_demo, DemoArgs),
     "folder": (split_folder, FolderArgs),
     "list": (split_list, ListArgs),
     "folds": (cut_folds, FoldsArgs),
+    "split": (split_labelled, LabelledArgs),
+    "text": (convert_text, TextArgs),
+    "regroup": (regroup, RegroupArgs),
 }
 
 if __name__ == "__main__":
