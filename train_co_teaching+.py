@@ -15,6 +15,7 @@ from utils.averages import Averages
 from utils.checkpoint import Checkpoint
 from utils.dataset import open_lists
 from utils.evaluate import evaluate_all, named, test_once
+from utils.methods.robust_losses import build_loss, learnt
 from utils.methods.selection import (
     Window,
     cleanness,
@@ -63,8 +64,10 @@ def main(args: Args) -> None:
     train, valid, test = run.loaders(open_lists(args))
     tau = dropped_share(args.forget_rate, train.dataset.frame)
     nets = [run.build(0), run.build(1, args.arch2, args.encoder2)]
-    optimizers, schedules = zip(*(build_optimizer(args, net, len(train)) for net in nets), strict=True)
-    checkpoint = Checkpoint(run, nets=nets, optimizers=optimizers, schedules=schedules)
+    criteria = [build_loss(args).to(run.device) for _ in nets]
+    built = [build_optimizer(args, net, len(train), loss) for net, loss in zip(nets, criteria, strict=True)]
+    optimizers, schedules = zip(*built, strict=True)
+    checkpoint = Checkpoint(run, nets=nets, optimizers=optimizers, schedules=schedules, losses=criteria)
 
     for epoch in checkpoint.epochs(args.epochs):
         stats = Averages(run, lr=schedules[0].get_last_lr()[0])
@@ -74,7 +77,7 @@ def main(args: Args) -> None:
             mask = batch["mask"]
             with run.autocast():
                 logits = [net(batch["image"]) for net in nets]
-            losses = [examples(z, mask, args.unit) for z in logits]
+            losses = [examples(z, mask, args.unit, loss) for z, loss in zip(logits, criteria, strict=True)]
             scores = [
                 cleanness(*pair, mask, args.score, args.theta0, args.theta) for pair in zip(logits, losses, strict=True)
             ]
@@ -97,7 +100,7 @@ def main(args: Args) -> None:
             window.add(*scores, among=differ if nested else None)
         scores = evaluate_all(run, nets, valid)
         both = named("valid_a", scores[0]) | named("valid_b", scores[1])
-        run.log(epoch=epoch, seconds=run.seconds(), forget=forget, **stats.result(), **both)
+        run.log(epoch=epoch, seconds=run.seconds(), forget=forget, **stats.result(), **learnt(*criteria), **both)
         better = int(scores[1]["score"] > scores[0]["score"])
         show(run, epoch, nets[better], train.dataset, stats)
         checkpoint.save(epoch, scores[better]["score"], net=better)

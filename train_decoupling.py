@@ -16,6 +16,7 @@ from utils.averages import Averages
 from utils.checkpoint import Checkpoint
 from utils.dataset import open_lists
 from utils.evaluate import evaluate_all, named, test_once
+from utils.methods.robust_losses import build_loss, learnt
 from utils.methods.selection import differing_examples, examples, fall_back, selected_loss, selection_stats
 from utils.optim import build_optimizer
 from utils.pictures import show
@@ -43,15 +44,18 @@ def main(args: Args) -> None:
         return
     train, valid, test = run.loaders(open_lists(args))
     nets = [run.build(0), run.build(1, args.arch2, args.encoder2)]
-    optimizers, schedules = zip(*(build_optimizer(args, net, len(train)) for net in nets), strict=True)
-    checkpoint = Checkpoint(run, nets=nets, optimizers=optimizers, schedules=schedules)
+    criteria = [build_loss(args).to(run.device) for _ in nets]
+    built = [build_optimizer(args, net, len(train), loss) for net, loss in zip(nets, criteria, strict=True)]
+    optimizers, schedules = zip(*built, strict=True)
+    checkpoint = Checkpoint(run, nets=nets, optimizers=optimizers, schedules=schedules, losses=criteria)
 
     for epoch in checkpoint.epochs(args.epochs):
         stats = Averages(run, lr=schedules[0].get_last_lr()[0])
         for batch in run.batches(train, epoch, nets):
             with run.autocast():
                 logits = [net(batch["image"]) for net in nets]
-            losses = [examples(z, batch["mask"], args.unit) for z in logits]
+            pairs = zip(logits, criteria, strict=True)
+            losses = [examples(z, batch["mask"], args.unit, loss) for z, loss in pairs]
             differ = differing_examples(*logits, batch["mask"], args)
             keep = differ if epoch >= args.init_epochs else differ | True
             keep = fall_back(keep, args.fallback)
@@ -67,7 +71,7 @@ def main(args: Args) -> None:
                 stats.keep(weight=keep)
         scores = evaluate_all(run, nets, valid)
         both = named("valid_a", scores[0]) | named("valid_b", scores[1])
-        run.log(epoch=epoch, seconds=run.seconds(), **stats.result(), **both)
+        run.log(epoch=epoch, seconds=run.seconds(), **stats.result(), **learnt(*criteria), **both)
         better = int(scores[1]["score"] > scores[0]["score"])
         show(run, epoch, nets[better], train.dataset, stats)
         checkpoint.save(epoch, scores[better]["score"], net=better)

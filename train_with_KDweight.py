@@ -18,7 +18,8 @@ from utils.averages import Averages
 from utils.checkpoint import Checkpoint
 from utils.evaluate import evaluate, named, test_once
 from utils.lists import weight_score
-from utils.losses import hard, per_image_loss
+from utils.losses import hard
+from utils.methods.robust_losses import build_loss, learnt
 from utils.methods.weighting import (
     effective_size,
     mix_weights,
@@ -57,9 +58,9 @@ def main(args: Args) -> None:
     if quality == "auto" and not pixel:
         quality = weight_score(train.dataset.frame, args.train_csv)
     theta = args.student_theta or args.theta
-    net = run.build()
-    optimizer, schedule = build_optimizer(args, net, len(train))
-    checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule])
+    net, criterion = run.build(), build_loss(args).to(run.device)
+    optimizer, schedule = build_optimizer(args, net, len(train), criterion)
+    checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule], losses=[criterion])
 
     for epoch in checkpoint.epochs(args.epochs):
         stats = Averages(run, lr=schedule.get_last_lr()[0])
@@ -67,9 +68,9 @@ def main(args: Args) -> None:
         for batch in run.batches(train, epoch, [net]):
             with run.autocast():
                 logits = net(batch["image"])
-            loss, student = per_image_loss(logits, batch["mask"]), None
+            loss, student = criterion(logits, batch["mask"]), None
             if pixel:
-                product, weight = weigh_pixels(logits, batch, share, args)
+                product, weight = weigh_pixels(logits, batch, share, args, criterion.per_pixel)
             elif share > 0 and args.compat == "nlkd":
                 student = released_student_quality(logits, batch["mask"], args.theta0, theta)
             elif share > 0:
@@ -83,7 +84,7 @@ def main(args: Args) -> None:
             stats.add(batch["noisy"], loss=loss, weight=weight)
             stats.add(weight_square=weight**2)
             stats.keep(weight=weight)
-        scores, means = evaluate(run, net, valid), stats.result()
+        scores, means = evaluate(run, net, valid), stats.result() | learnt(criterion)
         size = effective_size(means["train_weight"], means["train_weight_square"], len(train.dataset))
         means |= {"effective_size": size, "T": share}
         run.log(epoch=epoch, seconds=run.seconds(), **means, **named("valid", scores))

@@ -12,7 +12,7 @@ from utils.args import WeightArgs, launch
 from utils.averages import Averages
 from utils.checkpoint import Checkpoint
 from utils.evaluate import evaluate, named, test_once
-from utils.losses import per_image_loss
+from utils.methods.robust_losses import build_loss, learnt
 from utils.methods.weighting import effective_size, mix_weights, weigh_pixels, weighted_mean
 from utils.optim import build_optimizer
 from utils.pictures import show
@@ -25,18 +25,18 @@ def main(args: WeightArgs) -> None:
     if run.finished():
         return
     train, valid, test = run.loaders(open_weighted(args))
-    net = run.build()
-    optimizer, schedule = build_optimizer(args, net, len(train))
-    checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule])
+    net, criterion = run.build(), build_loss(args).to(run.device)
+    optimizer, schedule = build_optimizer(args, net, len(train), criterion)
+    checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule], losses=[criterion])
 
     for epoch in checkpoint.epochs(args.epochs):
         stats = Averages(run, lr=schedule.get_last_lr()[0])
         for batch in run.batches(train, epoch, [net]):
             with run.autocast():
                 logits = net(batch["image"])
-            loss = per_image_loss(logits, batch["mask"])
+            loss = criterion(logits, batch["mask"])
             if args.level == "pixel":
-                product, weight = weigh_pixels(logits, batch, 0.0, args)
+                product, weight = weigh_pixels(logits, batch, 0.0, args, criterion.per_pixel)
             else:
                 weight = mix_weights(batch["weight"], None, 0.0, args.weight_floor)
                 product = weight * loss
@@ -45,7 +45,7 @@ def main(args: WeightArgs) -> None:
             stats.add(batch["noisy"], loss=loss, weight=weight)
             stats.add(weight_square=weight**2)
             stats.keep(weight=weight)
-        scores, means = evaluate(run, net, valid), stats.result()
+        scores, means = evaluate(run, net, valid), stats.result() | learnt(criterion)
         size = effective_size(means["train_weight"], means["train_weight_square"], len(train.dataset))
         run.log(epoch=epoch, seconds=run.seconds(), effective_size=size, **means, **named("valid", scores))
         show(run, epoch, net, train.dataset, stats)

@@ -10,7 +10,7 @@ from utils.averages import Averages
 from utils.checkpoint import Checkpoint
 from utils.dataset import open_lists
 from utils.evaluate import evaluate, named, test_once
-from utils.losses import per_image_loss
+from utils.methods.robust_losses import build_loss, learnt
 from utils.optim import build_optimizer
 from utils.pictures import show
 from utils.run import Run
@@ -21,20 +21,20 @@ def main(args: TrainArgs) -> None:
     if run.finished():
         return
     train, valid, test = run.loaders(open_lists(args))
-    net = run.build()
-    optimizer, schedule = build_optimizer(args, net, len(train))
-    checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule])
+    net, criterion = run.build(), build_loss(args).to(run.device)
+    optimizer, schedule = build_optimizer(args, net, len(train), criterion)
+    checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule], losses=[criterion])
 
     for epoch in checkpoint.epochs(args.epochs):
         stats = Averages(run, lr=schedule.get_last_lr()[0])
         for batch in run.batches(train, epoch, [net]):
             with run.autocast():
                 logits = net(batch["image"])
-            loss = per_image_loss(logits, batch["mask"])
+            loss = criterion(logits, batch["mask"])
             run.step(net, optimizer, schedule, loss.mean())
             stats.add(batch["noisy"], loss=loss)
         scores = evaluate(run, net, valid)
-        run.log(epoch=epoch, seconds=run.seconds(), **stats.result(), **named("valid", scores))
+        run.log(epoch=epoch, seconds=run.seconds(), **stats.result(), **learnt(criterion), **named("valid", scores))
         show(run, epoch, net, train.dataset, stats)
         checkpoint.save(epoch, scores["score"])
     test_once(run, checkpoint, test)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from utils.losses import per_image_loss, per_pixel_loss
+from utils.methods.robust_losses import CrossEntropy
 from utils.methods.selection import (
     Window,
     cleanness,
@@ -99,7 +100,7 @@ def test_released_loss(released, trial):
     teacher, _, mask = masks_of(released, trial)
     logits = torch.from_numpy(released[f"{trial}_student_logits"])
     keep = keep_cleanest(sample_scores(teacher, mask)["iou"], 0.5, "nlkd")
-    loss = selected_loss(examples(logits, mask, "image"), keep, len(keep))
+    loss = selected_loss(examples(logits, mask, "image", CrossEntropy()), keep, len(keep))
     assert loss.item() == pytest.approx(float(released[f"{trial}_loss_student_coteaching"]), rel=1e-6)
 
 
@@ -251,7 +252,7 @@ def test_pixel_examples_leave_the_ignored_out():
     mask = torch.randint(0, 3, (2, 4, 5), generator=generator, dtype=torch.uint8)
     mask[0, 1:3], mask[1, :, 2] = 255, 255
     known = mask != 255
-    loss = examples(logits[0], mask, "pixel")
+    loss = examples(logits[0], mask, "pixel", CrossEntropy())
     assert loss.shape == (2 * 20 - 10 - 4,) and torch.equal(loss, per_pixel_loss(logits[0], mask)[known])
     args = SimpleNamespace(unit="pixel", below=0.9, disagree="iou", theta0=3, theta=5)
     differ = differing_examples(*logits, mask, args)
@@ -263,9 +264,9 @@ def test_pixel_examples_leave_the_ignored_out():
 
 def test_binary_pixels_all_count():
     logits, mask = torch.randn(2, 1, 3, 4), torch.ones(2, 3, 4, dtype=torch.uint8)
-    assert torch.equal(examples(logits, mask, "pixel"), per_pixel_loss(logits, mask).flatten())
+    assert torch.equal(examples(logits, mask, "pixel", CrossEntropy()), per_pixel_loss(logits, mask).flatten())
     assert flat(mask, mask, 1).shape == (24,)
-    assert torch.equal(examples(logits, mask, "image"), per_image_loss(logits, mask))
+    assert torch.equal(examples(logits, mask, "image", CrossEntropy()), per_image_loss(logits, mask))
 
 
 def test_differing_images_by_the_flags():

@@ -38,6 +38,14 @@ class TrainArgs:
     scheduler: Annotated[Literal["step", "cosine", "poly", "none"], "learning rate over the run"] = "step"
     step_epochs: Annotated[int, "scheduler step: epochs between two cuts"] = 25
     step_gamma: Annotated[float, "scheduler step: factor of a cut"] = 0.5
+    loss: Annotated[
+        Literal["ce", "gce", "sce", "nr_dice", "t_loss"],
+        "cross entropy, or one that trusts labels less; gce is the first to try where many pixels are wrong",
+    ] = "ce"
+    gce_q: Annotated[float, "loss gce: 0 is cross entropy, 1 is the mean absolute error, which learns slowly"] = 0.7
+    sce_alpha: Annotated[float, "loss sce: factor of cross entropy; the paper's for CIFAR-10, 6 for CIFAR-100"] = 0.1
+    sce_beta: Annotated[float, "loss sce: factor of the reverse cross entropy; 1 and 0.1 there"] = 1.0
+    dice_gamma: Annotated[float, "loss nr_dice: exponent; 2 is the Dice loss, smaller forgives more"] = 1.5
     clip_value: Annotated[float, "gradients are clipped to +- this before the step; 0: never"] = 0.1
     precision: Annotated[Literal["fp32", "bf16", "fp16"], "bf16 is faster wherever the hardware has it"] = "fp32"
     accumulate: Annotated[int, "batches whose gradients make one update"] = 1
@@ -211,10 +219,28 @@ def check(args: TrainArgs) -> None:
         raise InputError(f"--forget-rate {args.forget_rate}: must lie in [0, 1), or be -1 for the share of the list")
     if getattr(args, "unit", "image") == "pixel" and getattr(args, "score", "loss") != "loss":
         raise InputError(f"--unit pixel --score {args.score}: a single pixel has no such score; use --score loss")
+    check_loss(args)
     if args.compat == "nlkd" and args.classes > 1:
         raise InputError("--compat nlkd: the released code knows one class only; leave --classes or --compat out")
     if args.classes > 255:
         raise InputError(f"--classes {args.classes}: masks have 8 bits and 255 means ignore, so 255 classes at most")
+
+
+def check_loss(args: TrainArgs) -> None:
+    """Raise InputError for a --loss that the other flags have no use for, or for settings it cannot have."""
+    if args.compat == "nlkd" and args.loss != "ce":
+        raise InputError(f"--loss {args.loss}: the released code has cross entropy only; leave --compat nlkd out")
+    for flag, other in (("unit", "image"), ("level", "sample")):
+        if getattr(args, flag, "") == "pixel" and args.loss in ("nr_dice", "t_loss"):
+            remedy = f"use --{flag} {other}, or --loss ce, gce or sce"
+            raise InputError(f"--{flag} pixel --loss {args.loss}: this loss is one of a whole image; {remedy}")
+    if not 0 <= args.gce_q <= 1:
+        raise InputError(f"--gce-q {args.gce_q}: must lie between 0 and 1")
+    if not 1 <= args.dice_gamma <= 2:
+        raise InputError(f"--dice-gamma {args.dice_gamma}: must lie between 1 and 2")
+    for flag in ("sce_alpha", "sce_beta"):
+        if not 0 <= getattr(args, flag) < float("inf"):
+            raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 0 or more")
 
 
 def _how(kind) -> dict:

@@ -20,15 +20,18 @@ from utils.models import build_model
 class Checkpoint:
     """Everything a run needs to go on, by role, in `last.pt`; the networks of its best epoch in `best.pt`.
 
-    Roles are `nets`, `optimizers`, `schedules`, with fp16 also `scalers`. Files are written under another name, flushed
-    and renamed, and read with `weights_only=True`; `previous.pt` is the `last.pt` before, for the case that the file
-    system damages it. They also say how to build the networks and which images trained them.
+    Roles are `nets`, `optimizers`, `schedules`, with fp16 also `scalers`, and `losses` that learn something themselves.
+    Files are written under another name, flushed and renamed, and read with `weights_only=True`; `previous.pt` is the
+    `last.pt` before, for the case that the file system damages it. They also say how to build the networks and which
+    images trained them.
     """
 
     def __init__(self, run, **parts):
         if run.args.precision == "fp16":
             parts["scalers"] = [run.scaler(optimizer) for optimizer in parts["optimizers"]]
-        self.run, self.parts = run, parts
+        self.run = run
+        # most losses have nothing to save
+        self.parts = {role: group for role, group in parts.items() if any(part.state_dict() for part in group)}
         self.last, self.previous = run.dir / "last.pt", run.dir / "previous.pt"
         self.reached = {"epoch": -1, "score": float("-inf"), "best": float("-inf"), "best_epoch": -1, "net": 0}
         self.damaged, self.thread, self.fault = False, None, None

@@ -38,15 +38,22 @@ class Ranger(torch.optim.RAdam):
         return loss
 
 
-def build_optimizer(args, net, steps_per_epoch: int):
-    """The optimizer of the flags for one network, and its schedule, which takes one step a step."""
+def build_optimizer(args, net, steps_per_epoch: int, loss=None):
+    """The optimizer of the flags for one network, and its schedule, which takes one step a step.
+
+    What a `loss` has to learn is a second group of parameters, without weight decay.
+    """
     rate, decay = args.learning_rate, args.weight_decay
+    params = [{"params": list(net.parameters())}]
+    own = [] if loss is None else list(loss.parameters())
+    if own:
+        params.append({"params": own, "weight_decay": 0.0})
     if args.optimizer == "ranger":
-        optimizer = Ranger(net.parameters(), rate, weight_decay=decay)
+        optimizer = Ranger(params, rate, weight_decay=decay)
     elif args.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=decay, fused=True)
+        optimizer = torch.optim.AdamW(params, rate, weight_decay=decay, fused=True)
     else:
-        optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=decay, fused=True)
+        optimizer = torch.optim.SGD(params, rate, momentum=0.9, weight_decay=decay, fused=True)
     return optimizer, LambdaLR(optimizer, lambda step: rate_factor(args, step, steps_per_epoch))
 
 

@@ -140,7 +140,7 @@ class Steps:
             self.due.add(optimizer)
         if self.last and optimizer in self.due:
             if self.world > 1 and self.args.accumulate > 1 and not learn:
-                self._average_gradients(net)  # it is the last backward pass that would have done it
+                self._average_gradients(net.parameters())  # it is the last backward pass that would have done it
             self._update(net, optimizer, scaler, self.clip if clip is None else clip)
         schedule.step()
 
@@ -206,10 +206,13 @@ class Steps:
 
     def _update(self, net, optimizer, scaler, clip):
         self.due.discard(optimizer)
+        own = [p for group in optimizer.param_groups[1:] for p in group["params"]]
+        if self.world > 1 and own:
+            self._average_gradients(own)  # DistributedDataParallel knows the network only
         if scaler.is_enabled():
             scaler.unscale_(optimizer)
         # a scaler leaves updates that are not finite out by itself
-        if self.args.skip_nonfinite and not scaler.is_enabled() and not _finite_gradients(net):
+        if self.args.skip_nonfinite and not scaler.is_enabled() and not _finite_gradients([*net.parameters(), *own]):
             self._leave_out(net, True)
         else:
             if clip > 0:
@@ -218,8 +221,8 @@ class Steps:
             scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
-    def _average_gradients(self, net):
-        for p in net.parameters():
+    def _average_gradients(self, parameters):
+        for p in parameters:
             if p.grad is not None:
                 dist.all_reduce(p.grad)
                 p.grad /= self.world
@@ -306,6 +309,6 @@ class Steps:
             dist.destroy_process_group()
 
 
-def _finite_gradients(net) -> bool:
-    norms = torch._foreach_norm([p.grad for p in net.parameters() if p.grad is not None])
+def _finite_gradients(parameters) -> bool:
+    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
     return bool(torch.stack(norms).isfinite().all())

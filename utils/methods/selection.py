@@ -12,7 +12,7 @@ from torch import Tensor
 
 from utils.images import IGNORE
 from utils.lists import noisy_share
-from utils.losses import hard, per_image_loss, per_pixel_loss
+from utils.losses import hard
 from utils.metrics import sample_scores
 
 
@@ -136,11 +136,14 @@ def selection_stats(keep: Tensor, noisy: Tensor) -> dict:
     return shown
 
 
-def examples(logits: Tensor, mask: Tensor, unit: str) -> Tensor:
-    """The loss of every example as one vector: (N,) for images; for pixels all that are annotated."""
+def examples(logits: Tensor, mask: Tensor, unit: str, criterion) -> Tensor:
+    """The loss of every example as one vector: (N,) for images; for pixels all that are annotated.
+
+    `criterion` is what `utils.methods.robust_losses.build_loss` gives.
+    """
     if unit == "image":
-        return per_image_loss(logits, mask)
-    return flat(per_pixel_loss(logits, mask), mask, logits.shape[1])
+        return criterion(logits, mask)
+    return flat(criterion.per_pixel(logits, mask), mask, logits.shape[1])
 
 
 def flat(pixels: Tensor, mask: Tensor, classes: int) -> Tensor:

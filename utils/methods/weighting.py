@@ -121,10 +121,13 @@ def mean_of_pixels(values: Tensor, mask: Tensor, classes: int = 1) -> Tensor:
     return (values * known).sum((1, 2)) / known.sum((1, 2)).clamp(min=1)
 
 
-def weigh_pixels(logits: Tensor, batch: dict, share: float, args) -> tuple[Tensor, Tensor]:
-    """Mean weight * loss and mean weight of every image's pixels, (N,) each, by the flags of a script."""
+def weigh_pixels(logits: Tensor, batch: dict, share: float, args, loss=per_pixel_loss) -> tuple[Tensor, Tensor]:
+    """Mean weight * loss and mean weight of every image's pixels, (N,) each, by the flags of a script.
+
+    `loss` maps logits and mask to a value of every pixel, (N, H, W).
+    """
     mask = batch["mask"]
     student = given_probability(logits, mask) if share > 0 else None
     weight = pixel_weights(batch["support"], student, share, mask, args.guard, args.weight_floor)
-    product = mean_of_pixels(weight * per_pixel_loss(logits, mask), mask, args.classes)
+    product = mean_of_pixels(weight * loss(logits, mask), mask, args.classes)
     return product, mean_of_pixels(weight, mask, args.classes)
