@@ -11,7 +11,7 @@
 #   KINDS="polygon missing:0.3+box:0.7" instead of OP and LEVELS: each word is a noise of its own, + mixes   SEVERITY=0.8
 #   SEEDS="0 1 2"  EPOCHS  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  PRECISION  AUGMENT
 #   TEACHER=trusted|folds  TRUSTED=20 or a list of clean masks  TEACHER_EPOCHS  VALID=trusted|noisy  SELECT=best|last  STUDENT_THETA
-#   ONLY="no_weight kd_bf"  NPROC (torchrun processes a run)  JOBS (runs at a time; each has its own NPROC GPUs)
+#   ONLY="no_weight kd_bf gce" (rows; gce sce nr_dice t_loss early_correction run only where it names them)  NPROC (torchrun processes a run)  JOBS (runs at a time; each has its own NPROC GPUs)
 #   SWEEP (its name; all it writes is in runs/SWEEP)  DRY_RUN=1 (print the command lines, ready to be executed)
 #   LAUNCHER (words before a training script, as srun)  TORCHRUN (torchrun's flags, else --standalone): benchmarks/slurm.sh
 set -euo pipefail
@@ -28,7 +28,7 @@ fail() {
 MODE=${1:-sweep}
 ROWS="clean no_weight teacher_miou teacher_bf teacher_bm teacher_pixel kd_miou kd_bf kd_bm kd_pixel decoupling co_teaching
   co_teaching+ weights"
-ROWS=$(echo $ROWS)
+ROWS=$(echo $ROWS) MORE_ROWS="gce sce nr_dice t_loss early_correction"
 [ "$MODE" = paper ] || [ "$MODE" = sweep ] || fail "./run.sh $MODE: say nothing, or 'paper'"
 NPROC=${NPROC:-1} DRY_RUN=${DRY_RUN:-} ONLY=${ONLY:-} SEEDS=${SEEDS:-0}
 OP=${OP:-both} LEVELS=${LEVELS:-6 10} NOISE=${NOISE:-60} TEACHER=${TEACHER:-trusted} TRUSTED=${TRUSTED:-20}
@@ -50,7 +50,7 @@ STUDENT_THETA=${STUDENT_THETA:-$((SIZE >= 241 ? 5 : 3))}
 case $TEACHER in trusted|folds) ;; *) fail "TEACHER=$TEACHER: trusted or folds" ;; esac
 case $VALID in trusted|noisy|folds) ;; *) fail "VALID=$VALID: trusted or noisy" ;; esac
 for name in $ONLY; do
-  [ "$MODE" = paper ] || [[ " $ROWS " == *" $name "* ]] || fail "ONLY=$ONLY: no row $name; rows are $ROWS"
+  [ "$MODE" = paper ] || [[ " $ROWS $MORE_ROWS " == *" $name "* ]] || fail "ONLY=$ONLY: no row $name; rows are $ROWS $MORE_ROWS"
 done
 case $OP in both|erode|dilate) ;; *) fail "OP=$OP: both, erode or dilate" ;; esac
 for name in $KINDS; do
@@ -326,7 +326,7 @@ one_kind() { # a word of KINDS, or nothing for OP and LEVELS: the noisy lists, t
 }
 
 one_ratio() { # ratio, folder of lists, name of this noise: every row, all seeds; first those that need no weights
-  local ratio=$1 list=$2/train_noisy_$1.csv valid=$2/valid_noisy_$1.csv noise=$3 seed score stem weighted="" code=0
+  local ratio=$1 list=$2/train_noisy_$1.csv valid=$2/valid_noisy_$1.csv noise=$3 seed score loss stem weighted="" code=0
   if [ "$ratio" = 0 ]; then list=$LISTS/train.csv valid=$LISTS/valid.csv; fi
   if [ "$VALID" = trusted ]; then valid=$TRUSTED_LIST; fi
   if [ -z "$ONLY" ] || [[ $ONLY == *teacher_* || $ONLY == *kd_* || $ONLY == *weights* ]]; then weighted=1; fi
@@ -345,6 +345,9 @@ one_ratio() { # ratio, folder of lists, name of this noise: every row, all seeds
     row co_teaching+ train_co_teaching+.py "$list" --num-gradual $((EPOCHS / 10 + 1))
     if [ "$ratio" != 0 ]; then row clean train_without_weight.py "$LISTS/train.csv"; fi
     row no_weight train_without_weight.py "$list"
+    if [ -z "$ONLY" ]; then continue; fi
+    for loss in gce sce nr_dice t_loss; do row $loss train_without_weight.py "$list" --loss $loss; done
+    row early_correction train_early_correction.py "$list"
   done
   if [ -z "$weighted" ]; then return; fi
   local weights=$LOGS/weights warmup=$((EPOCHS / 10))

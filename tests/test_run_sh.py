@@ -60,6 +60,17 @@ def test_sweep_has_twelve_rows_and_a_clean_one():
     assert names == sorted(["noise0/clean_s0", *(f"noise60/{row}_s0" for row in rows)])
 
 
+def test_losses_and_early_correction_are_rows_for_those_who_name_them():
+    done = dry_run(ONLY="t_loss early_correction gce", NOISE="20", SEEDS="0 1")
+    lines = [line for line in done.stdout.splitlines() if "--name noise" in line]
+    names = [line.split("--name ")[1].split()[0] for line in lines]
+    assert names == [f"noise20/{row}_s{seed}" for seed in (0, 1) for row in ("gce", "t_loss", "early_correction")]
+    for loss, line in zip(("gce", "t_loss"), lines, strict=False):
+        assert "train_without_weight.py" in line and line.endswith(f"--loss {loss}")
+    assert "train_early_correction.py" in lines[2] and "get_weight" not in done.stdout
+    assert "rows are clean no_weight " in dry_run(ONLY="gcee").stderr
+
+
 def test_sweep_takes_its_settings_from_the_environment():
     env = {
         "NOISE": "10 20",
@@ -482,7 +493,7 @@ LAYERS = [
     {"losses", "models", "noise_mixture"},
     {"optim", "methods", "checkpoint", "augment", "generate_noisy_label"},
     {"dataset"},
-    {"support", "steps", "pictures"},
+    {"support", "corrected", "steps", "pictures"},
     {"run"},
     {"evaluate", "predict_mask", "get_weight", "audit_page", "audit_notes"},
     {"report", "audit"},

@@ -28,6 +28,7 @@ NEUTRAL = {
     "train_with_weight.py": ["--train_csv", "ones.csv"],
     "train_with_Teacher_weight.py": ["--train_csv", "ones.csv"],
     "train_with_KDweight.py": ["--train_csv", "ones.csv", "--t-start", "0", "--t-end", "0", "--warmup", "0"],
+    "train_early_correction.py": ["--slope-change", "1", "--consistency", "0"],
     "train_decoupling.py": ["--init-epochs", "99", "--unit", "image"],
     "train_co_teaching.py": ["--forget-rate", "0"],
     "train_co_teaching+.py": ["--forget-rate", "0", "--init-epochs", "99"],
@@ -95,7 +96,11 @@ def test_neutral_setting_is_the_baseline(script, tiny, tmp_path):
 
 @pytest.mark.parametrize("script", NEUTRAL)
 def test_method_differs_from_the_baseline_elsewhere(script, tiny, tmp_path):
-    flags = {"train_with_KDweight.py": ["--warmup", "0"], "train_decoupling.py": []}.get(script, ["--num-gradual", "1"])
+    flags = {
+        "train_with_KDweight.py": ["--warmup", "0"],
+        "train_decoupling.py": [],
+        "train_early_correction.py": [],
+    }.get(script, ["--num-gradual", "1"])
     flags = [] if "eacher_weight" in script or script == "train_with_weight.py" else flags
     plain = launch(BASE, tiny, tmp_path, "plain", "--epochs", "3")
     method = launch(script, tiny, tmp_path, "method", "--epochs", "3", *flags)

@@ -198,6 +198,11 @@ def check(args: TrainArgs) -> None:
     for flag in ("size", "clip_value", "weight_decay", "cache_gb", "seed", "step_gamma", "save_minutes", "pictures"):
         if not getattr(args, flag) >= 0:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 0 or more")
+    for scale in getattr(args, "scales", []):
+        if not 0.1 <= scale <= 4:
+            raise InputError(f"--scales {scale}: must lie between 0.1 and 4")
+    if not 0 <= getattr(args, "consistency", 0) < float("inf"):
+        raise InputError(f"--consistency {args.consistency}: must be 0 or more")
     if not getattr(args, "guard", 0) >= 0:
         raise InputError(f"--guard {args.guard}: must be 0 or more")
     if args.workers < -1:
@@ -212,7 +217,7 @@ def check(args: TrainArgs) -> None:
     for flag in ("window", "num_gradual", "warmup", "init_epochs"):
         if getattr(args, flag, 1) < (flag == "window"):
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: too small")
-    for flag in ("weight_floor", "t_start", "t_end"):
+    for flag in ("weight_floor", "t_start", "t_end", "slope_change", "correction_threshold", "consistency_confidence"):
         if not 0 <= getattr(args, flag, 0) <= 1:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must lie between 0 and 1")
     if not (getattr(args, "forget_rate", 0) == -1 or 0 <= getattr(args, "forget_rate", 0) < 1):
@@ -220,6 +225,8 @@ def check(args: TrainArgs) -> None:
     if getattr(args, "unit", "image") == "pixel" and getattr(args, "score", "loss") != "loss":
         raise InputError(f"--unit pixel --score {args.score}: a single pixel has no such score; use --score loss")
     check_loss(args)
+    if args.compat == "nlkd" and hasattr(args, "slope_change"):
+        raise InputError("--compat nlkd: the released code corrects no labels; leave it out")
     if args.compat == "nlkd" and args.classes > 1:
         raise InputError("--compat nlkd: the released code knows one class only; leave --classes or --compat out")
     if args.classes > 255:

@@ -1,0 +1,124 @@
+"""Lists whose masks are corrected while a run goes on: where corrected masks are kept, read and compared."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.checkpoint import bare
+from utils.dataset import ListDataset
+from utils.errors import InputError, warn
+from utils.images import IGNORE, read_mask, resize_mask, write_mask
+from utils.logs import sync_folder
+from utils.methods.early_learning import EarlyLearning, at_scales, correct_masks, log_probabilities
+from utils.metrics import split_iou
+
+
+class CorrectedDataset(ListDataset):
+    """A `ListDataset` whose masks may have been corrected, each in a file of its own below `folder`.
+
+    They are kept at the size of training, before augmentation, so that they are augmented like those given. Only the
+    number of an image's correction is in memory (`version`, which a checkpoint saves), and a mask is read when it is
+    asked for: a correction needs the memory of a batch, and a run that goes on from an older checkpoint reads older
+    masks.
+    """
+
+    def follow(self, version: torch.Tensor, folder: Path) -> None:
+        """Read the masks of the versions (images,) int32, now and whenever they change; 0 is the given one."""
+        self.version, self.folder = version, folder
+
+    def kept_at(self, i: int, version: int) -> Path:
+        """The file of a corrected mask."""
+        return self.folder / f"epoch_{version:04d}" / f"{i:06d}.png"
+
+    def _pair(self, i):
+        image, mask = super()._pair(i)
+        version = int(self.version[i])
+        if not version:
+            return image, mask
+        try:
+            return image, read_mask(self.kept_at(i, version), self.classes)
+        except InputError as error:
+            remedy = f"it holds corrected labels of this run; remove {self.folder.parent} to train again"
+            raise InputError(f"{error}; {remedy}") from None
+
+    def clean_known(self) -> bool:
+        """Whether the list names a clean mask, which is there, for every image (column `clean`)."""
+        if "clean" not in self.frame:
+            return False
+        missing = sum(not Path(self.root, name).is_file() for name in self.frame["clean"])
+        if missing:
+            warn(f"{self.path}: {missing} masks of the column clean are not there; labels are not compared with them")
+        return not missing
+
+    def clean(self, i: int) -> np.ndarray:
+        """The clean mask of an image, (H, W) as it is trained on."""
+        return self._resized(read_mask(Path(self.root, self.frame["clean"].iloc[i]), self.classes), resize_mask)[0]
+
+
+@torch.inference_mode()
+def correct_labels(run, net, dataset: CorrectedDataset, early: EarlyLearning, due: list[int], args) -> dict:
+    """Correct the labels of the classes `due` by what the network predicts for images that are not augmented.
+
+    All processes call it, each for its share of the images; what they wrote is on the disk when it returns. Returns
+    what to log: `corrected` classes, the share of the pixels that changed, and where clean masks are known the IoU of
+    the labels with them, before and after.
+    """
+    net, own, compare = bare(net).eval(), range(run.rank, len(dataset), run.world), dataset.clean_known()
+    changed = torch.zeros(len(dataset), dtype=torch.bool)
+    pixels, areas = torch.zeros(2, dtype=torch.float64), torch.zeros(2, 3, max(2, args.classes), dtype=torch.float64)
+    version = dataset.epoch + 1
+    folder = dataset.kept_at(0, version).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    size = args.batch_size if dataset.one_shape() else 1
+    for first in tqdm(range(0, len(own), size), "correcting", leave=False, disable=None if run.main else True):
+        rows = own[first : first + size]
+        for i, old, new in zip(rows, *_corrected(run, net, dataset, rows, due, early.done(), args), strict=True):
+            pixels += torch.stack([(old != new).sum(), (old != IGNORE).sum()])
+            if not old.equal(new):
+                changed[i] = True
+                write_mask(dataset.kept_at(i, version), new.numpy(), args.classes)
+            if compare:
+                clean = torch.from_numpy(dataset.clean(i).copy())
+                areas += torch.stack([_areas(label, clean, args.classes) for label in (old, new)])
+    _to_disk(folder)
+    changed = run.sum(changed.to(run.device, torch.int32)).cpu() > 0
+    pixels, areas = run.sum(pixels.to(run.device)).tolist(), run.sum(areas.to(run.device)).cpu()
+    early.note(version, due, changed)
+    found = {"corrected": due, "changed_pixels": pixels[0] / max(1.0, pixels[1])}
+    if compare:
+        found |= {"label_iou_before": split_iou(*areas[0])["iou"], "label_iou_after": split_iou(*areas[1])["iou"]}
+    return found
+
+
+def _corrected(run, net, dataset, rows, due, done, args):
+    """The masks of some images, (N, H, W) uint8 on the CPU, as they are and as they become."""
+    images, masks = zip(*(dataset.plain(i) for i in rows), strict=True)
+    image = torch.from_numpy(np.stack(images)).to(run.device).permute(0, 3, 1, 2)
+    with run.autocast():
+        every = [net(image), *at_scales(net, image, args.scales)]
+    probability = torch.stack([log_probabilities(logits).exp() for logits in every]).mean(0)
+    before = torch.from_numpy(np.stack(masks))
+    after = correct_masks(before.to(run.device), probability, due, done, args.correction_threshold)
+    return before, after.cpu()
+
+
+def _areas(label, clean, classes):
+    """Pixels of every class in both masks, in the label, in the clean mask, (3, C) float64, where both are known."""
+    known = (label != IGNORE) & (clean != IGNORE)
+    label, clean, n = label[known].long(), clean[known].long(), max(2, classes)
+    counts = [values.bincount(minlength=n) for values in (label[label == clean], label, clean)]
+    return torch.stack(counts).double()
+
+
+def _to_disk(folder):
+    """Have the files of a folder on the disk before a checkpoint there says that they are."""
+    for path in folder.iterdir():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    sync_folder(folder)
