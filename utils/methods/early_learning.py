@@ -20,7 +20,7 @@ FEWEST = 4  # epochs that a curve of three parameters is fitted to
 
 
 def learning_curve(epoch, a: float, b: float, c: float):
-    """The training IoU after `epoch` epochs (from 1), a (1 - exp(-b t^c)): equation (1)."""
+    """The training IoU after `epoch` epochs (from 1), a (1 - exp(-b t^c))."""
     return a * -np.expm1(-b * np.power(epoch, c))
 
 
@@ -46,7 +46,7 @@ def fit_curve(ious: np.ndarray) -> tuple[float, float, float] | None:
 
 
 def slope_change(curve: tuple[float, float, float], epoch: int) -> float:
-    """How far the slope of a `learning_curve` has fallen since epoch 1, |f'(1) - f'(t)| / |f'(1)|: equation (2).
+    """How far the slope of a `learning_curve` has fallen since epoch 1, |f'(1) - f'(t)| / |f'(1)|.
 
     In [0, 1]; 0 for a slope that has risen, and for a curve without slope.
     """
@@ -70,7 +70,7 @@ def at_scales(net, image: Tensor, scales) -> list[Tensor]:
 
 
 def scale_divergence(every: list[Tensor], confidence: float = 0.8) -> Tensor:
-    """The mean KL(p_k || q) over scales k and pixels, q the mean of the p_k: equations (3) and (4), (N,) float32.
+    """The mean KL(p_k || q) over scales k and pixels, q the mean of the p_k, (N,) float32.
 
     `every` has the logits of each scale, (N, 1, H, W) or (N, C, H, W). 0 for an image on which q is nowhere as sure as
     `confidence`, as in the authors' code.

@@ -1,7 +1,7 @@
 """Losses that bear wrong labels better than cross entropy, `--loss`; each maps logits and masks to (N,) image losses.
 
-Sources: GCE, Zhang & Sabuncu, NeurIPS 2018, equation (6). SCE, Wang et al., ICCV 2019, equations (5) to (7). NR-Dice,
-Wang et al. (COPLE-Net), IEEE TMI 2020, equation (1). T-Loss, Gonzalez-Jimenez et al., MICCAI 2023, equation (3).
+Sources: GCE, the L_q loss of Zhang & Sabuncu, NeurIPS 2018. SCE, Wang et al., ICCV 2019. NR-Dice, Wang et al.
+(COPLE-Net), IEEE TMI 2020. T-Loss, Gonzalez-Jimenez et al., MICCAI 2023.
 """
 
 import math
