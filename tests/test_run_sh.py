@@ -487,7 +487,7 @@ LAYERS = [
     {"args", "images", "lists", "paired", "sweep"},
     {"demo", "scores", "store", "averages", "page", "plots", "inference", "overlay", "sources", "export"},
     {"noise", "plans", "class_scores", "written"},
-    {"own_size", "splits", "regroup"},
+    {"own_size", "splits", "regroup", "readers"},
     {"prepare_data", "add_noise", "check_data", "boundary", "report_page", "label_quality"},
     {"metrics", "noise_plan"},
     {"losses", "models", "noise_mixture"},

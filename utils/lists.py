@@ -78,6 +78,15 @@ def _as_text(cells) -> list[str]:
     return ["" if x != x else repr(x) for x in cells.tolist()] if isinstance(cells, np.ndarray) else cells
 
 
+def from_root(path: Path, root) -> str:
+    """A path as a list names it: relative to `root` if it lies inside, else absolute.
+
+    Not resolved: a link to a big disk inside the root stays a path inside the root.
+    """
+    path, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
 def join(left: pd.DataFrame, right: pd.DataFrame, what: str) -> pd.DataFrame:
     """Rows of `right` in the order of `left`, matched on `img`; InputError names the images that `right` lacks."""
     table = right.set_index("img")

@@ -1,4 +1,4 @@
-"""Makes data and its lists: draws the built-in set, splits folders or a list, and cuts folds for leak-free teachers.
+"""Makes data and its lists: draws the built-in set, reads published datasets, splits folders or a list, cuts folds.
 
 Run   python utils/prepare_data.py demo --out data/demo
       python utils/prepare_data.py folder --images data/demo/image --masks data/demo/mask --out data/demo/csv
@@ -6,6 +6,9 @@ Run   python utils/prepare_data.py demo --out data/demo
       python utils/prepare_data.py split data/demo/csv/train.csv --fraction 1/16 1/8 --out data/demo/csv
       python utils/prepare_data.py text splits/pascal/92/labeled.txt --root data/VOC --out data/csv/labelled_92.csv
       python utils/prepare_data.py regroup --list all.csv --mapping groups.csv --out data/masks/groups
+      python utils/prepare_data.py camvid /data/CamVid --out data/camvid
+
+data/README.md describes the readers of published datasets: person, pet, voc, cityscapes, camvid, ade20k, cocostuff.
 """
 
 import json
@@ -31,8 +34,10 @@ from utils import demo
 from utils.args import launch_commands
 from utils.errors import InputError
 from utils.images import SUFFIXES, read_mask, write_mask
-from utils.lists import read_list, unique_stems
+from utils.lists import from_root, read_list, unique_stems
 from utils.logs import read_record, replace_text
+from utils.readers import ade20k, camvid, cityscapes, cocostuff, person, pet, voc
+from utils.readers.common import SetArgs
 from utils.regroup import RegroupArgs, regroup
 from utils.splits import LabelledArgs, TextArgs, convert_text, split_labelled
 from utils.written import write_new_lists
@@ -150,7 +155,7 @@ def split_folder(args: FolderArgs) -> None:
     with ThreadPoolExecutor() as pool:
         checks = pool.map(lambda stem: read_mask(masks[stem], args.classes) is None, stems)
         list(tqdm(checks, "masks", len(stems), disable=None, leave=False))
-    paths = [(_from_root(images[s], args.data_root), _from_root(masks[s], args.data_root), 0) for s in stems]
+    paths = [(from_root(images[s], args.data_root), from_root(masks[s], args.data_root), 0) for s in stems]
     frame = pd.DataFrame(paths, columns=["img", "filename", "iterations"])
     _write_split(frame, stems, args, args.images)
 
@@ -205,12 +210,6 @@ def _by_stem(folder: str, flag: str) -> dict[str, Path]:
     return found
 
 
-def _from_root(path: Path, root: str) -> str:
-    # Not resolved: a link to a big disk inside the root stays a path inside the root.
-    path, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-
-
 def _write_split(frame: pd.DataFrame, ids: list[str], args: SplitArgs, source: str) -> None:
     test = _test_count(args, len(ids), source)
     train, valid, held_out = split(ids, test, args.valid, args.seed)
@@ -242,6 +241,13 @@ COMMANDS: dict[str, tuple[Callable, type]] = {
     "split": (split_labelled, LabelledArgs),
     "text": (convert_text, TextArgs),
     "regroup": (regroup, RegroupArgs),
+    "person": (person.prepare, person.PersonArgs),
+    "pet": (pet.prepare, pet.PetArgs),
+    "voc": (voc.prepare, voc.VocArgs),
+    "cityscapes": (cityscapes.prepare, SetArgs),
+    "camvid": (camvid.prepare, SetArgs),
+    "ade20k": (ade20k.prepare, SetArgs),
+    "cocostuff": (cocostuff.prepare, SetArgs),
 }
 
 if __name__ == "__main__":
