@@ -63,8 +63,8 @@ def fails(capsys, command: str, *words) -> str:
 
 def bitmap(mask, origin, title="person_bmp", palette=True) -> dict:
     picture, file = Image.fromarray(np.asarray(mask, np.uint8) * (1 if palette else 255)), io.BytesIO()
-    if palette:  # as the publisher writes it: index 0 is transparent
-        picture.putpalette([0, 0, 0, 255, 255, 255])
+    if palette:  # as the publisher writes it: index 0 is transparent, and the colours say nothing
+        picture.putpalette([255, 255, 255, 0, 0, 0])
         picture.save(file, "PNG", transparency=0)
     else:
         picture.save(file, "PNG")
@@ -98,9 +98,11 @@ def test_a_bitmap_stands_at_its_origin(palette):
     assert mask.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("origin,kept", [([-1, -1], [(0, 0)]), ([9, 7], [(7, 9)]), ([20, 20], []), ([-5, 0], [])])
+@pytest.mark.parametrize(
+    "origin,kept", [([-1, -1], [(0, 0)]), ([-1, 0], [(1, 0)]), ([9, 7], [(7, 9)]), ([20, 20], []), ([-5, 0], [])]
+)
 def test_what_lies_outside_the_image_is_cut_off(origin, kept):
-    assert np.argwhere(draw(bitmap(np.ones((2, 2)), origin))).tolist() == [list(one) for one in kept]
+    assert np.argwhere(draw(bitmap([[1, 0], [0, 1]], origin))).tolist() == [list(one) for one in kept]
 
 
 def test_a_polygon_keeps_its_contour_and_loses_its_hole():
@@ -477,6 +479,9 @@ def test_cocostuff_closes_its_gaps(tmp_path, capsys):
     run("cocostuff", tmp_path, "--out", tmp_path / "out")
     assert pixels(tmp_path, "out/mask/val2017/000000000009.png") == [[0, 10, 255, 11], [255, 80, 170, 255]]
     assert "1 masks have no image and are left out, the first is 000000000010.png" in capsys.readouterr().err
+    labels = "12 street sign, 26 hat, 29 shoe, 30 eye glasses, 45 plate, 66 mirror, 68 window, 69 desk, 71 door"
+    holes = [int(label.split()[0]) - 1 for label in f"{labels}, 83 blender, 91 hair brush".split(", ")]
+    assert list(cocostuff.HOLES) == holes
     kept = sorted(k for k in cocostuff.classes().values() if k < 255)
     assert kept == list(range(171)) and len(set(cocostuff.NAMES)) == 171
     named = {k: cocostuff.NAMES[cocostuff.classes()[k]] for k in (0, 12, 79, 89, 91, 148, 181)}  # labels.txt, less 1
