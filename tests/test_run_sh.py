@@ -215,7 +215,7 @@ def test_a_failed_run_is_reported_and_does_not_stop_the_others(tmp_path):
     assert "noise60/co_teaching_s0 FAILED: boom" in done.stdout
     assert done.stderr.splitlines()[0].startswith("1 failed") and "noise60_co_teaching_s0.log" in done.stderr
     calls = lines(folder / "calls")
-    assert sum("--name noise" in call for call in calls) == 11
+    assert sum("--name noise" in call for call in calls) == 13
     assert "utils/report.py" in calls[-1]
 
 
@@ -246,7 +246,7 @@ def test_a_run_that_somebody_stopped_is_interrupted_not_failed(tmp_path):
     done = sweep(folder, FAIL="co_teaching.py", CODE="75")
     assert done.returncode == 75 and "noise60/co_teaching_s0 interrupted" in done.stdout
     assert done.stderr.splitlines() == ["interrupted; the same command goes on from here"]
-    assert sum("--name noise" in call for call in lines(folder / "calls")) == 11
+    assert sum("--name noise" in call for call in lines(folder / "calls")) == 13
     assert sweep(folder).returncode == 0
     done = sweep(folder, FAIL="--name teacher", CODE="75", SWEEP="b")
     assert done.returncode == 75 and "failed" not in done.stderr
@@ -406,7 +406,7 @@ def test_every_run_of_a_sweep_is_one_array_task(cluster):
     plan = sweep(cluster, DRY_RUN="1", **SLURM).stdout.splitlines()
     runs = [line.split(" ", 1)[1] for line in plan if " train_" in line and "/python train_" in line]
     count = int(sweep(cluster, "count", command=SLURM_SH, **SLURM).stdout)
-    assert count == len(runs) == 1 + 2 + 2 * 2 * 10  # the teacher, two seeds of clean, ten rows for two ratios
+    assert count == len(runs) == 1 + 2 + 2 * 2 * 12  # the teacher, two seeds of clean, twelve rows for two ratios
     for i in (0, 7, count - 1):
         assert task(cluster, i).returncode == 0
         assert lines(cluster / "calls")[-1] == runs[i]
