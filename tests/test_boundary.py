@@ -39,14 +39,19 @@ def edges_by_loops(mask, theta0, void):
 
 
 def counts_by_loops(pred, mask, theta0, theta, void=None):
-    """(pred, mask, pred_hit, mask_hit) from lists of pixels and Chebyshev distances."""
+    """(pred, mask, pred_hit, mask_hit) from lists of pixels and Chebyshev distances.
+
+    Boundary pixels with void in place of a match within the tolerance are on neither list.
+    """
     void = np.zeros(mask.shape, bool) if void is None else void
     a, b = (edges_by_loops(m.astype(bool), theta0, void) for m in (pred, mask))
 
-    def hits(of, other):
-        return sum(any(max(abs(y - v), abs(x - u)) <= (theta - 1) / 2 for v, u in other) for y, x in of)
+    def near(of, other):
+        return [any(max(abs(y - v), abs(x - u)) <= (theta - 1) / 2 for v, u in other) for y, x in of]
 
-    return len(a), len(b), hits(a, b), hits(b, a)
+    hits, hidden = (near(a, b), near(b, a)), [near(one, np.argwhere(void).tolist()) for one in (a, b)]
+    judged = [sum(h or not v for h, v in zip(*both, strict=True)) for both in zip(hits, hidden, strict=True)]
+    return *judged, *map(sum, hits)
 
 
 def f_by_definition(pred, mask, theta0, theta):
@@ -115,8 +120,10 @@ def counts_class_by_class(pred, mask, classes, theta0, theta):
     for c in range(classes):
         a, b = (m.eq(c) & ~void for m in (pred, mask))
         edge_a, edge_b = (m & ~box(m | void, theta0, torch.logical_and) for m in (a, b))
-        near_a, near_b = (box(e, theta, torch.logical_or) for e in (edge_a, edge_b))
-        yield [int(m.sum()) for m in (a & b, a, b, edge_a, edge_b, edge_a & near_b, edge_b & near_a)]
+        near_a, near_b, near_void = (box(e, theta, torch.logical_or) for e in (edge_a, edge_b, void))
+        hit_a, hit_b = edge_a & near_b, edge_b & near_a
+        judged_a, judged_b = hit_a | (edge_a & ~near_void), hit_b | (edge_b & ~near_void)
+        yield [int(m.sum()) for m in (a & b, a, b, judged_a, judged_b, hit_a, hit_b)]
 
 
 def random_labels(classes, shape, seed, n=3):
@@ -299,6 +306,19 @@ def test_void_pixels_make_no_boundary():
     assert edges(mask, void) == [[y, 8] for y in range(6)]
     void[2, 8] = True
     assert edges(mask, void) == [[y, 8] for y in range(6) if y != 2]
+
+
+def test_a_boundary_beside_void_is_no_error():
+    """A line of void at column 9 hides the contour; predicted 2 pixels off it, the same; 3 off, it counts as wrong."""
+    mask = half_plane(9)
+    void = np.zeros(mask.shape, bool)
+    void[:, 9] = True
+    for column, counts in ((9, (0, 0, 0, 0)), (11, (0, 0, 0, 0)), (13, (20, 0, 0, 0)), (5, (20, 0, 0, 0))):
+        assert on_device(half_plane(column), mask, 3, 5, void) == counts, column
+    many = np.where(void, 255, mask).astype(np.uint8)
+    scores = pair_scores(half_plane(11), many, 2)  # no contour is left to judge: the IoUs 9 / 10 and 13 / 14 stand in
+    assert scores["bf"] == pytest.approx((9 / 10 + 13 / 14) / 2) and scores["bf"] == scores["miou"]
+    assert pair_scores(half_plane(9), many, 2)["bf"] == 1
 
 
 @pytest.mark.parametrize("boxes", [(3, 5), (5, 3)])

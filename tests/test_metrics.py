@@ -49,7 +49,7 @@ def random_classes(seed, classes=4, n=5, shape=(8, 11)):
 
 def class_scores_by_definition(pred, mask, classes, reach=1, tolerance=2):
     """Means over the classes present in either mask, by sets of annotated pixels."""
-    known = {tuple(p) for p in np.argwhere(mask != 255).tolist()}
+    known, void = ({tuple(p) for p in np.argwhere(m).tolist()} for m in (mask != 255, mask == 255))
     found = {"iou": [], "dice": [], "bf": []}
 
     def steps(p, q):
@@ -62,13 +62,15 @@ def class_scores_by_definition(pred, mask, classes, reach=1, tolerance=2):
         found["iou"].append(len(a & b) / len(a | b))
         found["dice"].append(2 * len(a & b) / (len(a) + len(b)))
         edge_a, edge_b = ([p for p in s if any(steps(p, q) <= reach for q in known - s)] for s in (a, b))
-        if not edge_a and not edge_b:
-            found["bf"].append(float(a == b))
+        judged = []
+        for one, two in ((edge_a, edge_b), (edge_b, edge_a)):  # what is near void and not found is on no list
+            hit = [any(steps(p, q) <= tolerance for q in two) for p in one]
+            hidden = [any(steps(p, q) <= tolerance for q in void) for p in one]
+            judged.append([h for h, v in zip(hit, hidden, strict=True) if h or not v])
+        if not any(judged):
+            found["bf"].append(found["iou"][-1])
             continue
-        hit_a, hit_b = (
-            sum(any(steps(p, q) <= tolerance for q in two) for p in one) / max(1, len(one))
-            for one, two in ((edge_a, edge_b), (edge_b, edge_a))
-        )
+        hit_a, hit_b = (sum(hits) / max(1, len(hits)) for hits in judged)
         found["bf"].append(2 * hit_a * hit_b / (hit_a + hit_b) if hit_a + hit_b else 0.0)
     means = {k: float(np.mean(v)) if v else 1.0 for k, v in found.items()}
     return means | {"miou": means["iou"], "bm": (means["bf"] + means["iou"]) / 2}

@@ -2,7 +2,8 @@
 
 The score is the boundary F1 of Bokhovkin & Burnaev (2019) on hard masks: a mask's boundary is what a `theta0` box
 erosion takes away, and a boundary pixel is matched within a `theta` box, (theta - 1) / 2 pixels in Chebyshev distance.
-The image frame is not a boundary.
+The image frame is not a boundary, and neither is the border of void (255). A boundary pixel without a match counts
+nowhere if void is as near as a match could be: what it lacks may be hidden there.
 """
 
 import torch
@@ -35,10 +36,12 @@ def match_classes(
     """What every pixel of two batches of labels, (N, H, W) uint8, is to the boundaries of its class, all at once.
 
     Three (2, N, rows, pitch) uint8 tensors, first of `pred`, then of `mask`: the label; 1 where it counts, 0 where
-    `mask` is 255 and beyond the image; and 0 inside its class, 1 on its boundary, 2 there if the other's is near.
+    `mask` is 255 and beyond the image; and 0 inside its class, 1 on its boundary, 2 there if the other's is near, but 0
+    on a boundary that has void nearby instead of the other's.
     """
     sheet = _Sheet(pred, max(theta0, theta))
-    known = torch.bitwise_not(torch.eq(mask, torch.full_like(mask, IGNORE)).view(torch.uint8).neg_())
+    void = torch.eq(mask, torch.full_like(mask, IGNORE)).view(torch.uint8)
+    known = torch.bitwise_not(void.neg())
     high = torch.stack([pred, mask]) & known
     # void and frame are 0 in both, so that neither the largest label nearby nor the smallest is theirs
     flat = sheet.lay(torch.stack([high, high ^ known]))
@@ -54,6 +57,8 @@ def match_classes(
         hit = _hits_by_planes(sheet, marks, classes, theta)
     else:
         hit = _hits_by_offsets(sheet, marks, theta)
+    judged = hit.view(2, -1) | (sheet.grow(sheet.lay(void), theta) ^ 1)
+    edge, hit = (edge.view(2, -1) & judged).flatten(), hit.flatten()
     shape = 2, *sheet.shape
     return label.view(shape), counts.view(shape), (edge + (edge & hit)).view(shape)
 

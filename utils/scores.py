@@ -2,7 +2,8 @@
 
 The boundary score is the boundary F1 of Bokhovkin & Burnaev (2019) on hard masks: a mask's boundary is what a `theta0`
 box erosion takes away, and a boundary pixel is matched within a `theta` box, (theta - 1) / 2 pixels in Chebyshev
-distance. The image frame is not a boundary.
+distance. The image frame is not a boundary, and neither is the border of void (255). A boundary pixel without a match
+counts nowhere if void is as near as a match could be: what it lacks may be hidden there.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class BoundaryCounts(NamedTuple):
 def pair_scores(pred: np.ndarray, mask: np.ndarray, classes: int = 1, theta0: int = 3, theta: int = 5) -> dict:
     """The scores of two (H, W) uint8 masks on the CPU: `binary_scores`, or for classes > 1 their class means.
 
-    A class mean is over the classes present in either mask; pixels that `mask` marks 255 count nowhere.
+    A class mean is over the classes present in either mask, those of `pred` where `mask` is not 255: what `mask` marks
+    255 counts nowhere, and is 1 where there is nothing else.
     """
     if classes == 1:
         inter, of_pred, of_mask, *boundary = _count_pair(pred, mask, theta0, theta)
@@ -67,16 +69,17 @@ def ratio(part, whole):
     return (part + nothing) / (whole + nothing)
 
 
-def boundary_f(counts: BoundaryCounts, same):
-    """F1 of boundary precision and recall in [0, 1].
+def boundary_f(counts: BoundaryCounts, iou):
+    """F1 of boundary precision and recall in [0, 1]; 0 for one boundary against none.
 
-    Two masks without any boundary score 1 if they are the same (`same`), else 0; so does one boundary against none.
-    Works on ints, arrays and tensors; the published code adds 1e-7 to every denominator, which is below 1e-6 here.
+    Where neither mask has a boundary that counts, their `iou` stands in: 1 for two empty or two full masks, 0 for one
+    of each, and in between only where void hides the boundaries. Works on ints, arrays and tensors; the published code
+    adds 1e-7 to every denominator, which is below 1e-6 here.
     """
     top = 2 * counts.pred_hit * counts.mask_hit
     bottom = counts.pred_hit * counts.mask + counts.mask_hit * counts.pred
-    bare = (counts.pred == 0) & (counts.mask == 0) & same
-    return (top + bare) / (bottom + (bottom == 0))
+    bare = (counts.pred == 0) & (counts.mask == 0)
+    return (top + bare * iou) / (bottom + (bottom == 0))
 
 
 def binary_scores(inter, pred, mask, pixels, boundary: BoundaryCounts) -> dict:
@@ -87,8 +90,7 @@ def binary_scores(inter, pred, mask, pixels, boundary: BoundaryCounts) -> dict:
     """
     iou = ratio(inter, pred + mask - inter)
     background = ratio(pixels - pred - mask + inter, pixels - inter)
-    same = (pred == inter) & (mask == inter)  # equal areas are not enough: void can lie between two regions
-    bf, miou = boundary_f(boundary, same), (iou + background) / 2
+    bf, miou = boundary_f(boundary, iou), (iou + background) / 2
     return {"iou": iou, "miou": miou, "dice": ratio(2 * inter, pred + mask), "bf": bf, "bm": (bf + miou) / 2}
 
 
@@ -207,12 +209,14 @@ def _class_means(pred, mask, classes, theta0, theta) -> dict:
     pred, mask = np.ascontiguousarray(pred), np.ascontiguousarray(mask)
     known = mask != IGNORE
     edges = [_label_edges(m, known, theta0) for m in (pred, mask)]
-    on_edge = [np.flatnonzero(e) for e in edges]
-    edge_labels = [m.ravel()[at] for m, at in zip((pred, mask), on_edge, strict=True)]
-    hit_labels = [
-        _label_hits(edge_labels[0], on_edge[0], mask, edges[1], theta),
-        _label_hits(edge_labels[1], on_edge[1], pred, edges[0], theta),
-    ]
+    near_void = None if known.all() else cv2.dilate(np.uint8(1) - known, np.ones((theta, theta), np.uint8)).ravel() > 0
+    edge_labels, hit_labels = [], []
+    for own, other, edge, other_edge in ((pred, mask, *edges), (mask, pred, *edges[::-1])):
+        at = np.flatnonzero(edge)
+        labels = own.ravel()[at]
+        hit = _label_hits(labels, at, other, other_edge, theta)
+        hit_labels.append(labels[hit])
+        edge_labels.append(labels if near_void is None else labels[hit | ~near_void[at]])
     areas = mask[(pred == mask) & known], pred[known], mask[known]
     counts = [_count_labels(m)[:classes] for m in (*areas, *edge_labels, *hit_labels)]
     present = counts[1] + counts[2] > 0
@@ -228,14 +232,14 @@ def _label_edges(labels, known, theta0) -> np.ndarray:
 
 
 def _label_hits(own, at, other, other_edge, theta) -> np.ndarray:
-    """Those labels `own`, of the pixels `at` (flat), that an edge pixel of `other` in their box has too."""
+    """Whether an edge pixel of `other` in the box of each pixel `at` (flat) has its label, `own`, too; (n,) bool."""
     low, high = (m.ravel()[at] for m in _range_around(other, other_edge, theta))
     # `high` is 0 beside label 0 and far from any edge alike; only `low` can tell
     found = (own == low) | ((own == high) & (own > 0))
     unclear = np.flatnonzero((low < own) & (own < high))
     if len(unclear):
         found[unclear] = _look_around(own[unclear], at[unclear], other, other_edge, theta // 2)
-    return own[found]
+    return found
 
 
 def _range_around(labels, where, width) -> tuple[np.ndarray, np.ndarray]:
