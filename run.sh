@@ -9,6 +9,7 @@
 # settings or a sweep that is running already, 75 interrupted (the same command goes on). Settings, by environment:
 #   DATA, TEST (clean test list)   NOISE="10 20 ... 60" (0: masks as they are)   OP=both|erode|dilate   LEVELS="6 10"
 #   KINDS="polygon missing:0.3+box:0.7" instead of OP and LEVELS: each word is a noise of its own, + mixes   SEVERITY=0.8
+#   CLASSES=11 for masks of class indices (255 is ignored); KINDS is then jitter+polygon+missing+confusion if not given
 #   SEEDS="0 1 2"  EPOCHS  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  PRECISION  AUGMENT
 #   TEACHER=trusted|folds  TRUSTED=20 or a list of clean masks  TEACHER_EPOCHS  VALID=trusted|noisy  SELECT=best|last  STUDENT_THETA
 #   ONLY="no_weight kd_bf gce" (rows; gce sce nr_dice t_loss early_correction run only where it names them)  NPROC (torchrun processes a run)  JOBS (runs at a time; each has its own NPROC GPUs)
@@ -32,7 +33,7 @@ ROWS=$(echo $ROWS) MORE_ROWS="gce sce nr_dice t_loss early_correction"
 [ "$MODE" = paper ] || [ "$MODE" = sweep ] || fail "./run.sh $MODE: say nothing, or 'paper'"
 NPROC=${NPROC:-1} DRY_RUN=${DRY_RUN:-} ONLY=${ONLY:-} SEEDS=${SEEDS:-0}
 OP=${OP:-both} LEVELS=${LEVELS:-6 10} NOISE=${NOISE:-60} TEACHER=${TEACHER:-trusted} TRUSTED=${TRUSTED:-20}
-KINDS=${KINDS:-} SEVERITY=${SEVERITY:-0.8}
+CLASSES=${CLASSES:-1} KINDS=${KINDS:-} SEVERITY=${SEVERITY:-0.8}
 ARCH=${ARCH:-Unet} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none} OPTIMIZER=${OPTIMIZER:-adamw}
 LR=${LR:-1e-3} BATCH=${BATCH:-8} AUGMENT=${AUGMENT:-flip} SELECT=${SELECT:-best} TEST=${TEST:-}
 if [ -n "${DATA:-}" ]; then SIZE=${SIZE:-321} EPOCHS=${EPOCHS:-40} FOLDS=${FOLDS:-3}
@@ -40,9 +41,14 @@ else SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-6} FOLDS=${FOLDS:-2}; fi
 [[ $EPOCHS =~ ^[1-9][0-9]*$ ]] || fail "EPOCHS=$EPOCHS: a whole number of 1 or more"
 TEACHER_EPOCHS=${TEACHER_EPOCHS:-$((EPOCHS > 60 ? EPOCHS : 60))}
 VALID=${VALID:-$TEACHER}
-for name in EPOCHS SIZE BATCH NPROC TEACHER_EPOCHS FOLDS ${JOBS:+JOBS}; do
+for name in EPOCHS SIZE BATCH NPROC TEACHER_EPOCHS FOLDS CLASSES ${JOBS:+JOBS}; do
   [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "$name=${!name}: a whole number of 1 or more"
 done
+if [ "$CLASSES" -gt 1 ]; then
+  [ -n "${DATA:-}" ] || fail "CLASSES=$CLASSES: the demo set has one class; name your own with DATA=list.csv"
+  # there is no erosion and dilation of all classes at once
+  [ -z "${NOISE//[0 ]/}" ] || KINDS=${KINDS:-jitter+polygon+missing+confusion}
+fi
 # teachers are scored at full size with 2 pixels of tolerance; the student at SIZE, where that is less (published: 321)
 STUDENT_THETA=${STUDENT_THETA:-$((SIZE >= 241 ? 5 : 3))}
 [[ " $NOISE " =~ ^(\ +(0|[1-9][0-9]?|100))+\ +$ ]] || fail "NOISE=$NOISE: percentages from 0 to 100, separated by blanks"
@@ -234,7 +240,7 @@ find_data() { # sets SET, the name of the data, and SOURCE, how its lists are ma
     images=$(first_folder images image img JPEGImages train)
     masks=$(first_folder masks mask labels label train_mask)
   fi
-  SOURCE=(folder --images "$images" --masks "$masks" --test "$share")
+  SOURCE=(folder --images "$images" --masks "$masks" --classes "$CLASSES" --test "$share")
 }
 
 first_folder() { # the first of these names that is a folder in DATA
@@ -246,7 +252,7 @@ first_folder() { # the first of these names that is a folder in DATA
 train_flags() { # FLAGS: what all runs of the sweep share
   FLAGS=(--run_dir "$LOGS" --batch-size "$BATCH" --learning-rate "$LR" --size "$SIZE" --arch "$ARCH" --encoder "$ENCODER"
     --encoder-weights "$ENCODER_WEIGHTS" --optimizer "$OPTIMIZER" --weight-decay 1e-2 --scheduler cosine
-    --precision "$PRECISION")
+    --precision "$PRECISION" --classes "$CLASSES")
 }
 
 start_teacher() { # noise, training list: begin what the weights of this noise need
@@ -276,7 +282,7 @@ weights() { # noise, training list, folder of weights: the teacher's masks, the 
   await "${TEACHERS[@]}" &&
     stage utils/predict_mask.py --list "$list" --checkpoint "${checkpoints[@]}" "${how[@]}" --out "$masks" \
       --precision "$PRECISION" &&
-    stage utils/get_weight.py --list "$list" --teacher "$masks" --name "$TEACHER" --out "$3"
+    stage utils/get_weight.py --list "$list" --teacher "$masks" --name "$TEACHER" --classes "$CLASSES" --out "$3"
 }
 
 draw_demo() { # an input of every sweep without DATA: drawn once, also where two first sweeps begin side by side
@@ -298,6 +304,7 @@ sweep() {
   [ "$LEVELS" = "6 10" ] || NOISED+=-${LEVELS// /to}
   [ -z "$KINDS" ] || NOISED=$(slug "$KINDS")-$SEVERITY
   [ "$TEACHER" = folds ] || [ "$TRUSTED" = 20 ] || [ -f "$TRUSTED" ] || NOISED+=-${TRUSTED}trusted
+  [ "$CLASSES" = 1 ] || SET+=-${CLASSES}classes
   local default=$SET-$NOISED-$TEACHER-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep
   SWEEP=${SWEEP:-$default} LOGS=runs/${SWEEP:-$default}
   LISTS=$LOGS/lists TEST=${TEST:-$LOGS/lists/test.csv}
@@ -317,7 +324,7 @@ slug() { local name=${1//[:_+]/-} && echo "${name// /_}"; } # kinds of noise -> 
 
 one_kind() { # a word of KINDS, or nothing for OP and LEVELS: the noisy lists, then every ratio
   local kind=$1 how=(--levels $LEVELS --op "$OP") where=$NOISED noisy=${NOISE//[^0-9 ]/} ratio
-  if [ -n "$kind" ]; then where+=/$(slug "$kind") how=(--kinds ${kind//+/ } --severity "$SEVERITY"); fi
+  if [ -n "$kind" ]; then where+=/$(slug "$kind") how=(--kinds ${kind//+/ } --severity "$SEVERITY" --classes "$CLASSES"); fi
   TRUSTED_LIST=${TRUSTED_LIST:-$LISTS/$where/trusted.csv} # the same images for every kind
   [ "$noisy" = 0 ] || stage utils/generate_noisy_label.py --train_csv "$LISTS/train.csv" --valid_csv "$LISTS/valid.csv" \
     --ratios $(printf '%s\n' $NOISE | grep -vx 0) "${how[@]}" --trusted "$TRUSTED" \

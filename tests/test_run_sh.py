@@ -110,6 +110,18 @@ def test_every_kind_of_noise_has_lists_weights_and_rows_of_its_own():
     assert len(trusted) == 1
 
 
+def test_classes_reach_every_command(tmp_path):
+    street = tmp_path / "street.csv"
+    street.write_text("img,filename\n")
+    lines = dry_run(CLASSES="11", DATA=str(street), ONLY="kd_bf kd_pixel").stdout.splitlines()
+    used = [line for line in lines if not any(tool in line for tool in ("prepare_data", "predict_mask", "report"))]
+    assert len(used) == 5 and all("--classes 11 " in line + " " for line in used)
+    noise = next(line for line in lines if "generate_noisy_label" in line)
+    assert "--kinds jitter polygon missing confusion --severity 0.8" in noise
+    given = dry_run(CLASSES="11", DATA=str(street), NOISE="0", TEACHER="folds", ONLY="no_weight").stdout
+    assert "--kinds" not in given and "--name noise0/no_weight_s0" in given
+
+
 def test_fold_teachers_are_asked_for_unseen_images_only():
     lines = dry_run(TEACHER="folds", ONLY="teacher_bf").stdout.splitlines()
     predict = next(line for line in lines if "predict_mask" in line)
@@ -129,6 +141,8 @@ def test_fold_teachers_are_asked_for_unseen_images_only():
         ([], {"VALID": "clean"}, "VALID=clean"),
         ([], {"EPOCHS": "abc"}, "EPOCHS=abc"),
         ([], {"JOBS": "0"}, "JOBS=0"),
+        ([], {"CLASSES": "x"}, "CLASSES=x"),
+        ([], {"CLASSES": "11"}, "name your own with DATA"),
         ([], {"SEEDS": "a"}, "SEEDS=a"),
         ([], {"TRUSTED": "none.csv"}, "TRUSTED=none.csv"),
     ],
