@@ -498,7 +498,7 @@ def test_a_real_sweep_interrupted_and_started_again_ends_with_the_same_table(tmp
 LAYERS = [
     {"errors", "interrupt"},
     {"logs"},
-    {"args", "images", "lists", "paired", "sweep"},
+    {"args", "images", "lists", "paired", "sweep", "contour"},
     {"demo", "scores", "store", "averages", "page", "plots", "inference", "overlay", "sources", "export"},
     {"noise", "plans", "class_scores", "written"},
     {"own_size", "splits", "regroup", "readers"},

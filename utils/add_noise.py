@@ -3,6 +3,7 @@
 Paper   NLKD, ICASSP 2021 (levels 6 to 10, erosion or dilation by a fair coin).
 Run     python utils/add_noise.py mask.png --out grid.png --levels 0 2 4 6 8 10 --image photo.jpg
         python utils/add_noise.py mask.png --out kinds.png --kinds all --severities 0.9 0.8 0.7 --image photo.jpg
+        (with --classes 11 for a mask of class indices)
 """
 
 import sys
@@ -20,8 +21,10 @@ if not __package__:
 
 from utils.args import launch
 from utils.errors import InputError
-from utils.images import read_image, read_mask, to_binary
+from utils.images import IGNORE, read_image, read_mask, to_binary
 from utils.noise import KINDS, apply_noise, find_strength
+from utils.overlay import palette
+from utils.scores import pair_scores
 
 OPS = ("erode", "dilate")
 
@@ -36,7 +39,7 @@ _HELP = "; ".join(f"{name} ({kind.imitates})" for name, kind in KINDS.items())
 
 @dataclass
 class Args:
-    mask: Annotated[str, "binary mask (0/255 or 0/1)", "positional"]
+    mask: Annotated[str, "binary mask (0/255 or 0/1), or with --classes one of class indices", "positional"]
     out: Annotated[str, "picture to write (PNG)"]
     levels: Annotated[list[int], "noise levels, one column each"] = field(default_factory=lambda: [0, 2, 4, 6, 8, 10])
     image: Annotated[str, "photograph to draw under the mask"] = ""
@@ -45,6 +48,7 @@ class Args:
         default_factory=lambda: [0.9, 0.8, 0.7]
     )
     seed: Annotated[int, "of what is random in a kind"] = 0
+    classes: Annotated[int, "1: a binary mask; more: class indices, 255 is ignored; needs --kinds"] = 1
 
 
 class Coarse(NamedTuple):
@@ -101,19 +105,24 @@ def draw_grid(mask: np.ndarray, levels: list[int], image: np.ndarray | None = No
     return _draw(mask, image, rows, [f"level {level}" for level in levels])
 
 
-def draw_kinds(mask: np.ndarray, kinds, severities: list[float], image: np.ndarray | None = None, seed: int = 0):
-    """A row a kind of noise, a column an IoU that it is to leave, colours as in `draw_grid`: -> (h, w, 3) RGB."""
+def draw_kinds(
+    mask: np.ndarray, kinds, severities: list[float], image: np.ndarray | None = None, seed: int = 0, classes: int = 1
+) -> np.ndarray:
+    """A row a kind of noise, a column an IoU that it is to leave, colours as in `draw_grid`: -> (h, w, 3) RGB.
+
+    Several classes have a colour each, paler where the label is the original's, and the contours of the original.
+    """
     rows = {}
     for kind in tqdm(kinds, "kinds", disable=None, leave=False):
         rows[kind] = []
         for severity in severities:
-            strength, _ = find_strength([(mask, image, lambda: np.random.default_rng(seed))], kind, severity)
-            noisy = apply_noise(mask, kind, strength, np.random.default_rng(seed), 1, image)
+            strength, _ = find_strength([(mask, image, lambda: np.random.default_rng(seed))], kind, severity, classes)
+            noisy = apply_noise(mask, kind, strength, np.random.default_rng(seed), classes, image)
             rows[kind].append((noisy, f"{strength:.3g} {KINDS[kind].unit}"))
-    return _draw(mask, image, rows, [f"severity {severity}" for severity in severities])
+    return _draw(mask, image, rows, [f"severity {severity}" for severity in severities], classes)
 
 
-def _draw(mask, image, rows: dict, heads: list[str]) -> np.ndarray:
+def _draw(mask, image, rows: dict, heads: list[str], classes: int = 1) -> np.ndarray:
     zoom = CELL / max(mask.shape)
     height, width = (max(1, round(side * zoom)) for side in mask.shape)
     font, small = ImageFont.load_default(17), ImageFont.load_default(14)
@@ -128,59 +137,70 @@ def _draw(mask, image, rows: dict, heads: list[str]) -> np.ndarray:
         pen.text((left - 14, y + height // 2), name, INK, font, anchor="rm")
         for column, (noisy, text) in enumerate(cells):
             x = left + column * step
-            page.paste(Image.fromarray(_cell(mask, noisy, image, (width, height))), (x, y))
-            text = f"IoU {_iou(mask, noisy):.3f}{', ' * bool(text)}{text}"
+            colour, share = _colours(mask, noisy) if classes == 1 else _class_colours(mask, noisy, classes)
+            page.paste(Image.fromarray(_cell(mask, colour, share, image, (width, height))), (x, y))
+            text = f"IoU {pair_scores(noisy, mask, classes)['iou']:.3f}{', ' * bool(text)}{text}"
             pen.text((x + width // 2, y + height + 16), text, INK, small, anchor="ms")
-    _legend(pen, page.height - 12, small, left)
+    _legend(pen, page.height - 12, small, left, classes)
     return np.asarray(page)
 
 
-def _cell(mask, coarse, image, size) -> np.ndarray:
+def _colours(mask, noisy) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W, 3) RGB of a noisy mask, and (H, W) how much of it lies over a photograph."""
     colour = np.zeros((*mask.shape, 3), np.uint8)
     colour[:] = BACKGROUND
-    colour[coarse > 0] = KEPT
-    colour[(coarse == 0) & (mask > 0)] = REMOVED
-    colour[(coarse > 0) & (mask == 0)] = ADDED
+    colour[noisy > 0] = KEPT
+    colour[(noisy == 0) & (mask > 0)] = REMOVED
+    colour[(noisy > 0) & (mask == 0)] = ADDED
+    return colour, np.where((noisy > 0) & (mask > 0), 0.35, 0.7) * ((noisy > 0) | (mask > 0))
+
+
+def _class_colours(mask, noisy, classes) -> tuple[np.ndarray, np.ndarray]:
+    table = np.full((IGNORE + 1, 3), PAPER, np.uint8)
+    table[:classes] = palette(classes)
+    table[0] = BACKGROUND
+    return table[noisy], np.where(noisy == mask, 0.35, 0.8)
+
+
+def _cell(mask, colour, share, image, size) -> np.ndarray:
     colour = cv2.resize(colour, size, interpolation=cv2.INTER_NEAREST_EXACT)
     if image is not None:
         photo = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        share = np.where((coarse > 0) & (mask > 0), 0.35, 0.7) * ((coarse > 0) | (mask > 0))
         share = cv2.resize(share, size, interpolation=cv2.INTER_NEAREST_EXACT)[..., None]
         colour = (share * colour + (1 - share) * photo).astype(np.uint8)
     large = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
-    contours, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(colour, contours, -1, CONTOUR, 1, cv2.LINE_AA)
+    for label in np.unique(large[large > 0]):
+        contours, _ = cv2.findContours((large == label).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        colour = cv2.drawContours(colour, contours, -1, CONTOUR, 1, cv2.LINE_AA)
+    return colour
 
 
-def _legend(pen, y, font, x) -> None:
-    for colour, text in ((KEPT, "mask"), (REMOVED, "removed"), (ADDED, "added"), (CONTOUR, "original contour")):
+def _legend(pen, y, font, x, classes) -> None:
+    names = [(KEPT, "mask"), (REMOVED, "removed"), (ADDED, "added")] if classes == 1 else []
+    for colour, text in (*names, (CONTOUR, "original contour")):
         box = (x, y - 6, x + 16, y - 4) if colour == CONTOUR else (x, y - 11, x + 12, y + 1)
         pen.rectangle(box, colour)
         pen.text((box[2] + 6, y), text, INK, font, anchor="ls")
         x = box[2] + 6 + round(pen.textlength(text, font)) + 20
 
 
-def _iou(one: np.ndarray, other: np.ndarray) -> float:
-    union = np.count_nonzero(one | other)
-    return np.count_nonzero(one & other) / union if union else 1.0
-
-
 def main(args: Args) -> None:
     if min(args.levels) < 0:
         raise InputError(f"--levels {min(args.levels)}: a level is 0 or more")
-    kinds = [kind for kind in KINDS if kind != "confusion"] if args.kinds == ["all"] else args.kinds
-    unknown = [kind for kind in kinds if kind not in KINDS or kind == "confusion"]
+    known = [kind for kind in KINDS if args.classes > 1 or kind != "confusion"]
+    kinds = list(known) if args.kinds == ["all"] else args.kinds
+    unknown = [kind for kind in kinds if kind not in known]
     if unknown:
-        raise InputError(
-            f"--kinds {unknown[0]}: kinds of one class are {', '.join(k for k in KINDS if k != 'confusion')}"
-        )
+        raise InputError(f"--kinds {unknown[0]}: kinds of {args.classes} class(es) are {', '.join(known)}")
+    if not 1 <= args.classes <= 255 or (args.classes > 1 and not kinds):
+        raise InputError(f"--classes {args.classes}: 1 to 255, and more than 1 with --kinds only")
     if "superpixel" in kinds and not args.image:
         if args.kinds != ["all"]:
             raise InputError("--kinds superpixel: needs --image")
         kinds.remove("superpixel")
     if not all(0.05 <= severity < 1 for severity in args.severities):
         raise InputError(f"--severities {' '.join(map(str, args.severities))}: IoUs from 0.05 up to, but not, 1")
-    mask = read_mask(args.mask)
+    mask = read_mask(args.mask, args.classes)
     image = read_image(args.image) if args.image else None
     if image is not None and image.shape[:2] != mask.shape:
         raise InputError(f"{args.image}: {image.shape[:2]} pixels, but the mask has {mask.shape}; give a pair")
@@ -188,7 +208,10 @@ def main(args: Args) -> None:
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: the picture is a PNG; end the name with .png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    page = draw_kinds(mask, kinds, args.severities, image, args.seed) if kinds else draw_grid(mask, args.levels, image)
+    if kinds:
+        page = draw_kinds(mask, kinds, args.severities, image, args.seed, args.classes)
+    else:
+        page = draw_grid(mask, args.levels, image)
     Image.fromarray(page).save(out)
 
 

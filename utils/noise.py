@@ -10,6 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from utils.contour import around, moved, signed_distance
 from utils.images import IGNORE
 from utils.scores import pair_scores
 
@@ -120,18 +121,12 @@ def _change_region(mask, label, known, change) -> np.ndarray:
     return noisy
 
 
-def signed_distance(region: np.ndarray) -> np.ndarray:
-    """(H, W) {0, 1} -> float32 pixels to the contour, which lies between pixels: -0.5 just inside, 0.5 just outside."""
-    inside, outside = (cv2.distanceTransform(m, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for m in (region, 1 - region))
-    return np.where(region > 0, 0.5 - inside, outside - 0.5).astype(np.float32)
-
-
 def _erode(region, strength, _rng):
-    return (signed_distance(region) < -strength).astype(np.uint8)
+    return moved(region, -strength)
 
 
 def _dilate(region, strength, _rng):
-    return (signed_distance(region) < strength).astype(np.uint8)
+    return moved(region, strength)
 
 
 def _both(region, strength, rng):
@@ -147,7 +142,7 @@ def _smooth(shape, rng, count=1) -> np.ndarray:
 
 
 def _jitter(region, strength, rng):
-    return (signed_distance(region) < strength * _smooth(region.shape, rng)[0]).astype(np.uint8)
+    return moved(region, strength * _smooth(region.shape, rng)[0])
 
 
 def _markov(prefer_growth):
@@ -203,8 +198,9 @@ def _towards(shape_of):
         count, parts = cv2.connectedComponents(region)
         for part in range(1, count):
             shape_of(target, np.column_stack(np.nonzero(parts == part))[:, ::-1].astype(np.int32))
-        share = min(strength, 1.0)
-        return ((1 - share) * signed_distance(region) + share * signed_distance(target) < 0).astype(np.uint8)
+        share, new, near = min(strength, 1.0), np.zeros_like(region), around(region | target, 1)
+        new[near] = (1 - share) * signed_distance(region[near]) + share * signed_distance(target[near]) < 0
+        return new
 
     return change
 
@@ -216,9 +212,12 @@ def _box(target, points):
 
 def _ellipse(target, points):
     centre, spread = points.mean(0), np.cov(points.T) + np.eye(2) / 12 if len(points) > 1 else np.eye(2) / 12
-    grid = np.stack(np.meshgrid(*map(np.arange, target.shape[::-1]))).reshape(2, -1).T - centre
-    inside = (grid @ np.linalg.inv(spread) * grid).sum(1) <= 4  # an ellipse with these second moments
-    target |= inside.reshape(target.shape).astype(np.uint8)
+    # an ellipse with these second moments, and the box that it lies in
+    low, high = (centre + way * 2 * np.sqrt(spread.diagonal()) for way in (-1, 1))
+    ends = zip(low, high, target.shape[::-1], strict=True)
+    x, y = (np.arange(max(0, int(first)), min(side, int(last) + 2)) for first, last, side in ends)
+    grid = np.stack(np.meshgrid(x, y), -1) - centre
+    target[y[0] : y[-1] + 1, x[0] : x[-1] + 1] |= ((grid @ np.linalg.inv(spread) * grid).sum(2) <= 4).astype(np.uint8)
 
 
 def _affine(mask, strength, rng, _classes, _image, _matrix):

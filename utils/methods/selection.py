@@ -95,7 +95,10 @@ def fall_back(keep: Tensor, how: str) -> Tensor:
 
 
 def disagreement(pred_a: Tensor, pred_b: Tensor, kind: str, below: float, classes=1, theta0=3, theta=5) -> Tensor:
-    """Where two networks differ: (N, H, W) uint8 masks -> bool, (N,) for "iou"/"bf" under `below`, else every pixel."""
+    """Where two networks differ: (N, H, W) uint8 masks -> bool, (N,) for "iou"/"bf" under `below`, else every pixel.
+
+    Pixels that are 255 in `pred_b`, of more than one class, count for no image.
+    """
     if kind == "pixel":
         return pred_a != pred_b
     return sample_scores(pred_a, pred_b, classes, theta0, theta)[kind] < below
@@ -106,6 +109,8 @@ def differing_examples(logits_a: Tensor, logits_b: Tensor, mask: Tensor, args) -
     a, b, classes = hard(logits_a), hard(logits_b), logits_a.shape[1]
     if args.unit == "pixel":
         return flat(disagreement(a, b, "pixel", args.below), mask, classes)
+    if classes > 1:
+        b = b.masked_fill(mask == IGNORE, IGNORE)  # what nobody annotated is nothing to disagree about
     return disagreement(a, b, args.disagree, args.below, classes, args.theta0, args.theta)
 
 

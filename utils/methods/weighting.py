@@ -77,7 +77,8 @@ def given_probability(logits: Tensor, mask: Tensor) -> Tensor:
 
 def contour_trust(mask: Tensor, guard: float) -> Tensor:
     """1 - exp(-d / guard), (N, H, W) float32, for d pixels (Chebyshev) from a pixel's centre to the nearest contour of
-    the mask (N, H, W) uint8: low beside a contour, which annotators draw a little off. The image frame is no contour.
+    the mask (N, H, W) uint8: low beside a contour, which annotators draw a little off. The image frame is no contour,
+    the border of void is one.
     """
     near = torch.ne(_box(mask), ~_box(~mask)).byte()  # the largest label nearby is not the smallest
     rings = max(0, math.ceil(-math.log(0.01) * guard - 0.5))  # farther away, nearer to 1 makes no difference
