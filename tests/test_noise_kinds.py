@@ -239,6 +239,25 @@ def test_lists_say_kind_strength_and_damage(clean, monkeypatch, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in clean.rglob("noisy/**/*.png")}
 
 
+def test_strengths_are_found_once_for_the_same_files(clean, monkeypatch, capsys):
+    monkeypatch.chdir(clean)
+    make(clean, "--kinds", "dilate", "--ratios", "50")
+    assert "dilate: strength" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.noise_mixture.find_strength", None)  # it is not asked again
+        make(clean, "--kinds", "dilate", "--ratios", "50", "100")
+    first = make(clean, "--kinds", "dilate", "jitter", "--ratios", "100")["list_noisy_100"]
+    said = capsys.readouterr().out
+    assert "jitter: strength" in said and "dilate: strength" not in said
+    for words in (["--severity", "0.7"], ["--seed", "3"]):
+        make(clean, "--kinds", "dilate", "--ratios", "50", *words)
+        assert "dilate: strength" in capsys.readouterr().out, words
+    write_mask(clean / "mask/00.png", disc(64, 20))
+    make(clean, "--kinds", "dilate", "jitter", "--ratios", "100")
+    assert "dilate: strength" in capsys.readouterr().out, "another mask"
+    assert first["strength"].nunique() == 2
+
+
 def test_noise_of_an_image_is_free_of_order_and_of_the_other_images(clean, monkeypatch):
     monkeypatch.chdir(clean)
     words = ["--kinds", "elastic", "--strength", "5", "--ratios", "100"]

@@ -80,13 +80,15 @@ def main(args: Args) -> None:
     pool = _read_pool(args)
     mixture = Mixture(args) if args.kinds else None
     if mixture:
-        mixture.find_strengths(pool)
+        mixture.find_strengths(pool, Path(args.out_masks, "strengths.json"))
     outputs = [_plan(args, pool, ratio, mixture) for ratio in dict.fromkeys(args.ratios)]
     unmade = [_unmade(args, output) for output in outputs]
     if any(rows is None or len(rows) for rows in unmade):
         _check_masks(args, pool)
     for output, rows in zip(outputs, unmade, strict=True):
         _make(args, output, rows, mixture)
+    if mixture:
+        mixture.remember()
     if args.trusted:
         _write_trusted(args, pool)
 

@@ -1,5 +1,6 @@
 """A mixture of kinds of noise at equal damage: the strength of every kind, and the noisy mask of every image."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from tqdm import tqdm
 
 from utils.errors import InputError, warn
 from utils.images import read_image, read_mask
+from utils.logs import read_record, replace_text
 from utils.noise import KINDS, apply_noise, find_strength
 from utils.noise_plan import generator
 from utils.scores import pair_scores
+from utils.store import key_of, stamp_files
 
 SAMPLE = 64  # masks whose mean IoU decides the strength of a kind
 SLOW = {"superpixel": 8}  # kinds that take a large part of a second a mask
@@ -36,12 +39,20 @@ class Mixture:
             raise InputError("--kinds confusion: needs --classes of 2 or more; for binary masks there is `missing`")
         self.matrix = _read_matrix(args) if args.confusion else None
         self.strengths = dict(zip(self.chances, args.strength, strict=False))
+        self.note = None
 
-    def find_strengths(self, pool: pd.DataFrame) -> None:
-        """Find every kind's strength on masks spread over the lists `pool` (img, clean, stem), and say it."""
-        for kind in tqdm(self.chances, "strengths", leave=False, disable=None):
-            if kind in self.strengths:
-                continue
+    def find_strengths(self, pool: pd.DataFrame, note: Path) -> None:
+        """Find every kind's strength on masks spread over the lists `pool` (img, clean, stem), and say it.
+
+        What was found before, on the same files, is read from `note`.
+        """
+        if len(self.strengths) == len(self.chances):
+            return
+        about, found = self._about(pool), read_record(note)
+        if found.get("about") == about:
+            self.strengths = {k: v for k, v in found["strengths"].items() if k in self.chances} | self.strengths
+        lacking = [kind for kind in self.chances if kind not in self.strengths]
+        for kind in tqdm(lacking, "strengths", leave=False, disable=None):
             count = min(SLOW.get(kind, SAMPLE), len(pool))
             rows = pool.iloc[np.unique(np.linspace(0, len(pool) - 1, count).astype(int))]
             sample = [self._read(row, kind) for row in rows.itertuples()]
@@ -50,6 +61,21 @@ class Mixture:
             print(f"{kind}: strength {strength:.4g} ({KINDS[kind].unit}) leaves a mean IoU of {left:.3f}")
             if left > self.args.severity + FAR:
                 warn(f"--severity {self.args.severity}: {kind} cannot cost as much on these masks")
+        if lacking:
+            self.note = note, {"about": about, "strengths": self.strengths}
+
+    def remember(self) -> None:
+        """Write the strengths that were found."""
+        if self.note:
+            path, record = self.note
+            replace_text(path, json.dumps(record, indent=1) + "\n")
+
+    def _about(self, pool) -> str:
+        """All that strengths follow from, in short; the masks and images by their time of change and size."""
+        files = [str(Path(self.args.data_root, name)) for column in ("clean", "img") for name in pool[column]]
+        stamps = [found for found in stamp_files(files) if not isinstance(found, InputError)]
+        matrix = None if self.matrix is None else self.matrix.tolist()
+        return key_of("strength", stamps, self.args.severity, self.args.seed, self.args.classes, matrix)
 
     def make(self, row) -> tuple[np.ndarray | None, float]:
         """The noisy mask of a row (img, clean, stem, op), None where the noise would take a class away, and its IoU."""
