@@ -30,6 +30,7 @@ OPS = ("erode", "dilate")
 
 CELL = 224  # longer side of a cell of the picture, in pixels
 GAP, TOP = 10, 44
+ACROSS = 5  # kinds in a line of a picture with one severity
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 KEPT, BACKGROUND, REMOVED, ADDED = (214, 214, 214), (58, 58, 62), (222, 110, 60), (64, 142, 214)
 CONTOUR = (20, 20, 20)
@@ -123,24 +124,32 @@ def draw_kinds(
 
 
 def _draw(mask, image, rows: dict, heads: list[str], classes: int = 1) -> np.ndarray:
+    """The page: a line a row of cells under heads; rows of one cell stand side by side, each under its own name."""
     zoom = CELL / max(mask.shape)
     height, width = (max(1, round(side * zoom)) for side in mask.shape)
     font, small = ImageFont.load_default(17), ImageFont.load_default(14)
-    left = 28 + round(max(font.getlength(name) for name in rows))
+    lines = [(name, heads if i == 0 else [], cells) for i, (name, cells) in enumerate(rows.items())]
+    if len(heads) == 1:
+        flat = [(name, cell) for name, (cell,) in rows.items()]
+        lines = [("", *map(list, zip(*flat[i : i + ACROSS], strict=True))) for i in range(0, len(flat), ACROSS)]
+    left = 28 + round(max(font.getlength(name) for name, _, _ in lines))
     step, line = max(width, 200) + GAP, height + 22 + GAP
-    page = Image.new("RGB", (left + len(heads) * step, TOP + len(rows) * line + 24), PAPER)
-    pen = ImageDraw.Draw(page)
-    for column, head in enumerate(heads):
-        pen.text((left + column * step + width // 2, TOP - 12), head, INK, font, anchor="ms")
-    for row, (name, cells) in enumerate(rows.items()):
-        y = TOP + row * line
+    head = TOP - GAP
+    wide, high = max(len(cells) for _, _, cells in lines), sum(line + head * bool(names) for _, names, _ in lines)
+    page = Image.new("RGB", (left + wide * step, GAP + high + 24), PAPER)
+    pen, y = ImageDraw.Draw(page), GAP
+    for name, names, cells in lines:
+        y += head * bool(names)
         pen.text((left - 14, y + height // 2), name, INK, font, anchor="rm")
+        for column, above in enumerate(names):
+            pen.text((left + column * step + width // 2, y - 12), above, INK, font, anchor="ms")
         for column, (noisy, text) in enumerate(cells):
             x = left + column * step
             colour, share = _colours(mask, noisy) if classes == 1 else _class_colours(mask, noisy, classes)
             page.paste(Image.fromarray(_cell(mask, colour, share, image, (width, height))), (x, y))
             text = f"IoU {pair_scores(noisy, mask, classes)['iou']:.3f}{', ' * bool(text)}{text}"
             pen.text((x + width // 2, y + height + 16), text, INK, small, anchor="ms")
+        y += line
     _legend(pen, page.height - 12, small, left, classes)
     return np.asarray(page)
 
