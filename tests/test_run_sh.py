@@ -499,7 +499,7 @@ LAYERS = [
     {"errors", "interrupt"},
     {"logs"},
     {"args", "images", "lists", "paired", "sweep", "contour"},
-    {"demo", "scores", "store", "averages", "page", "plots", "inference", "overlay", "sources", "export"},
+    {"demo", "scores", "store", "averages", "page", "plots", "inference", "overlay", "sources", "export", "points"},
     {"noise", "plans", "class_scores", "written"},
     {"own_size", "splits", "regroup", "readers"},
     {"prepare_data", "add_noise", "check_data", "boundary", "report_page", "label_quality"},

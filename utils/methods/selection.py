@@ -14,6 +14,7 @@ from utils.images import IGNORE
 from utils.lists import noisy_share
 from utils.losses import hard
 from utils.metrics import sample_scores
+from utils.points import PointLogits, dense
 
 
 def forget_rate(
@@ -159,6 +160,9 @@ def flat(pixels: Tensor, mask: Tensor, classes: int) -> Tensor:
 def cleanness(logits: Tensor, loss: Tensor, mask: Tensor, score: str, theta0: int = 3, theta: int = 5) -> Tensor:
     """How clean a network finds each example, higher is cleaner: minus its loss, or its score against the mask."""
     if score == "loss":
+        if isinstance(logits, PointLogits) and len(loss) != len(mask):
+            # the losses of pixels that are points were scaled up, which makes them no noisier
+            loss = examples(dense(logits), mask, "pixel")
         return -loss.detach()
     with torch.no_grad():
         return sample_scores(hard(logits), mask, logits.shape[1], theta0, theta)[score].float()

@@ -13,6 +13,7 @@ from utils.boundary import soft_boundary_f
 from utils.images import IGNORE
 from utils.losses import per_pixel_loss
 from utils.metrics import sample_scores
+from utils.points import dense
 
 
 def mixing(epoch: float, epochs: int, warmup: float = 10, start: float = 0.05, end: float = 0.5) -> float:
@@ -35,7 +36,7 @@ def student_quality(pred: Tensor, mask: Tensor, quality: str, classes: int = 1, 
 
 def released_student_quality(logits: Tensor, mask: Tensor, theta0: int = 3, theta: int = 5) -> Tensor:
     """What the released code takes for the student's quality: boundary F1 of raw logits, gradient and all, (N,)."""
-    return soft_boundary_f(logits.float(), mask[:, None].float(), theta0, theta)
+    return soft_boundary_f(dense(logits).float(), mask[:, None].float(), theta0, theta)
 
 
 def mix_weights(teacher: Tensor, student: Tensor | None, share: float, floor: float = 0.0) -> Tensor:
@@ -67,7 +68,7 @@ def given_probability(logits: Tensor, mask: Tensor) -> Tensor:
 
     `logits` is (N, 1, H, W) binary or (N, C, H, W), `mask` (N, H, W) uint8.
     """
-    logits = logits.detach().float()
+    logits = dense(logits).detach().float()
     if logits.shape[1] == 1:
         return torch.where(mask == 1, logits[:, 0], -logits[:, 0]).sigmoid()
     void = mask == IGNORE

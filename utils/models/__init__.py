@@ -1,15 +1,17 @@
-"""Networks by name: the plain U-Net of the paper, and every architecture and encoder of segmentation-models-pytorch."""
+"""Networks by name: the paper's plain U-Net, PointRend, and what segmentation-models-pytorch has."""
 
 import difflib
 import http.client
 import urllib.error
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import InputError, first_line, out_of_memory
+from utils.models.padding import pad_to
 from utils.models.plain_unet import PlainUNet
+from utils.models.pointrend import PointRend
+from utils.points import PointLogits
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -18,6 +20,7 @@ class Segmenter(nn.Module):
     """A network behind one door: uint8 RGB (N, 3, H, W) of any size in, logits (N, outputs, H, W) of that size out.
 
     Scales and normalises the image, pads it by reflection to what the network can divide, and crops the logits back.
+    PointRend gives `PointLogits` in training.
     """
 
     def __init__(self, net: nn.Module, stride: int, mean, std):
@@ -26,15 +29,13 @@ class Segmenter(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor | PointLogits:
         x = (image.float() - self.mean) / self.std
+        if self.stride == 1:
+            return self.net(x)
         h, w = x.shape[2:]
-        high, wide = -h % self.stride, -w % self.stride
-        if high or wide:
-            sides = (wide // 2, wide - wide // 2, high // 2, high - high // 2)
-            how = "reflect" if max(sides[:2]) < w and max(sides[2:]) < h else "replicate"
-            x = F.pad(x, sides, mode=how)
-        return self.net(x)[:, :, high // 2 : high // 2 + h, wide // 2 : wide // 2 + w]
+        x, top, left = pad_to(x, self.stride)
+        return self.net(x)[:, :, top : top + h, left : left + w]
 
 
 def build_model(arch: str, encoder: str = "", encoder_weights: str = "none", classes: int = 1, width: int = 64):
@@ -57,7 +58,8 @@ def architectures() -> dict:
     """Every network by name."""
     import segmentation_models_pytorch as smp  # two seconds, which PlainUNet and `--help` do not spend
 
-    return {"PlainUNet": PlainUNet} | {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    own = {"PlainUNet": PlainUNet, "PointRend": PointRend}
+    return own | {cls.__name__: cls for cls in smp.MODEL_ARCHITECTURES_MAPPING.values()}
 
 
 def parameters(net: nn.Module) -> int:
