@@ -271,7 +271,8 @@ def test_it_goes_on_exactly(script, tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "more", [("--precision", "bf16"), ("--precision", "fp16"), ("--accumulate", "2", "--skip-nonfinite"), ("--size", "0")]
+    "more",
+    [("--precision", "bf16"), ("--precision", "fp16"), ("--accumulate", "2", "--skip-nonfinite"), ("--size", "0")],
 )
 def test_precisions_accumulation_and_sizes(more, tiny, tmp_path):
     launch("train_without_weight.py", tiny, tmp_path, "run", *LITTLE, *more)

@@ -503,7 +503,7 @@ LAYERS = [
     {"noise", "plans", "class_scores", "written"},
     {"own_size", "splits", "regroup", "readers"},
     {"prepare_data", "add_noise", "check_data", "boundary", "report_page", "label_quality"},
-    {"metrics", "noise_plan"},
+    {"metrics", "noise_plan", "cleaned"},
     {"losses", "models", "noise_mixture"},
     {"optim", "methods", "checkpoint", "augment", "generate_noisy_label"},
     {"dataset"},

@@ -24,9 +24,9 @@ class TrainArgs:
     batch_size: Annotated[int, "images a step and process", "-b"] = 16
     learning_rate: Annotated[float, "starting step size; 0.1 suits ranger, 1e-3 adamw", "-l"] = 0.1
     load: Annotated[str, "checkpoint whose weights the network starts from", "-f"] = ""
-    arch: Annotated[str, "PlainUNet, PointRend, or an architecture of segmentation-models-pytorch (Unet, UPerNet, ...)"] = (
-        "PlainUNet"
-    )
+    arch: Annotated[
+        str, "PlainUNet, PointRend, or any segmentation-models-pytorch architecture (Unet, UPerNet, ...)"
+    ] = "PlainUNet"
     encoder: Annotated[str, "segmentation-models-pytorch encoder; PlainUNet has none"] = "resnet34"
     encoder_weights: Annotated[str, "none, or imagenet (fetched from the network at first use)"] = "none"
     width: Annotated[int, "first width of PlainUNet; 64 is the published network"] = 64

@@ -3,7 +3,8 @@
 Paper   NLKD, ICASSP 2021: the weight of a sample is the agreement of its annotation with the teacher's mask, as mIoU,
         boundary F1 (bf), or their mean (bm).
 Run     python utils/get_weight.py --list data/csv/train_noisy_60.csv --teacher masks/PointRend --out data/csv
-Writes  OUT/<list>_<teacher>_weight_<score>score.csv with img, filename, weight and all scores.
+Writes  OUT/<list>_<teacher>_weight_<score>score.csv with img, filename, weight and all scores; with --write-labels
+        OUT/<list>_<teacher>_cleaned_<score>.csv, where bad masks give way to the teacher's.
 """
 
 import hashlib
@@ -26,9 +27,11 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.args import launch
+from utils.cleaned import check_threshold, clean_lists
 from utils.errors import InputError, report_bad_rows, warn
 from utils.images import read_mask, resize_mask
 from utils.interrupt import in_loader_process
+from utils.label_quality import weight_report
 from utils.lists import join, read_list, unique_stems, write_lists
 from utils.logs import read_record, replace_text
 from utils.scores import QUALITIES, count_pair, pair_scores, scores_of_counts
@@ -52,19 +55,22 @@ class Args:
     theta0: Annotated[int, "boundary score: width of the boundary operator, odd"] = 3
     theta: Annotated[int, "boundary score: odd; (theta - 1) / 2 pixels of tolerance"] = 5
     size: Annotated[int, "compare the masks at size x size; 0: as they are"] = 0
+    write_labels: Annotated[bool, "in place of weights, lists with the teacher's masks for bad ones"] = False
+    threshold: Annotated[float, "with it: masks of a lower score are replaced; -1: found from the scores"] = -1
     data_root: Annotated[str, "folder that relative paths in the lists start from"] = "."
     workers: Annotated[int, "processes; 0: one a core"] = 0
 
 
 def main(args: Args) -> dict:
-    """Write a weight list for every score, or do nothing where the same ones are there.
+    """Write a list for every score, or do nothing where the same ones are there.
 
     Returns {score: quality report or {}} and prints it where the noise is known.
     """
     shares = _check(args)
-    record, note = _record(args), Path(args.out) / f".{Path(args.list).stem}_{_teacher_name(args)}_weight.json"
+    what = "cleaned" if args.write_labels else "weight"
+    record, note = _record(args), Path(args.out) / f".{Path(args.list).stem}_{_teacher_name(args)}_{what}.json"
     if record and read_record(note) == record and all(_path(s, args).exists() for s in args.score):
-        print(f"{_path(args.score[0], args)}: weights are there already")
+        print(f"{_path(args.score[0], args)}: {'labels' if args.write_labels else 'weights'} are there already")
         return {}
     frame = read_list(args.list)
     teachers = [teacher_masks(t, frame, args) for t in args.teacher]
@@ -76,30 +82,14 @@ def main(args: Args) -> dict:
     report_bad_rows(args.list, bad, "Correct or remove these rows; every image needs a mask of every teacher.")
     scores = dict(zip(QUALITIES, values.T.round(8), strict=True))
     scores["bm"] = (args.bm_share * scores["bf"] + (1 - args.bm_share) * scores["miou"]).round(8)
-    reports = _write(frame, scores, args)
+    paths = {name: _path(name, args) for name in args.score}
+    if args.write_labels:
+        reports = clean_lists(frame, teachers, shares, scores, paths, args)
+    else:
+        reports = _write(frame, scores, paths)
     if record:
         replace_text(note, json.dumps(record, indent=1) + "\n")
     return reports
-
-
-def weight_report(weight: np.ndarray, noisy: np.ndarray) -> dict[str, float]:
-    """How well weights (n,) find the clean masks, given which are noisy (n,) bool.
-
-    `auroc` and `ap` of clean (and `ap_noisy` of noisy) as the class to find, `noisy_share` of the total weight,
-    `effective_size` = (sum w)^2 / sum w^2; empty where all masks are of one kind.
-    """
-    if noisy.all() or not noisy.any():
-        return {}
-    from sklearn.metrics import average_precision_score, roc_auc_score  # a second to import, only needed here
-
-    total = weight.sum()
-    return {
-        "auroc": float(roc_auc_score(~noisy, weight)),
-        "ap": float(average_precision_score(~noisy, weight)),
-        "ap_noisy": float(average_precision_score(noisy, -weight)),
-        "noisy_share": float(weight[noisy].sum() / total) if total > 0 else float("nan"),
-        "effective_size": float(total**2 / (weight**2).sum()) if total > 0 else 0.0,
-    }
 
 
 def _look_at_row(mask_path, teacher_paths, classes: int, theta0: int, theta: int, size: int) -> list[list[float]]:
@@ -211,6 +201,7 @@ def _check(args) -> np.ndarray:
         raise InputError(f"--share: needs one share of 0 or more for each of the {len(args.teacher)} teachers")
     if args.workers < 0:
         raise InputError(f"--workers {args.workers}: must be 0 or more")
+    check_threshold(args)
     if not 0 <= args.bm_share <= 1:
         raise InputError(f"--bm-share {args.bm_share}: must lie between 0 and 1")
     for flag in ("theta0", "theta"):
@@ -268,24 +259,25 @@ def _teacher_name(args) -> str:
 
 
 def _path(score: str, args) -> Path:
-    return Path(args.out) / f"{Path(args.list).stem}_{_teacher_name(args)}_weight_{score}score.csv"
+    end = f"cleaned_{score}" if args.write_labels else f"weight_{score}score"
+    return Path(args.out) / f"{Path(args.list).stem}_{_teacher_name(args)}_{end}.csv"
 
 
-def _write(frame, scores, args) -> dict[str, dict]:
-    weights = {score: scores[score].clip(0, 1) for score in args.score}
+def _write(frame, scores, paths) -> dict[str, dict]:
+    weights = {score: scores[score].clip(0, 1) for score in paths}
     kept = [c for c in frame if c not in ("weight", "line")]
     columns = {c: frame[c].to_numpy() if c == "iterations" else frame[c].tolist() for c in kept} | scores
     rest = {c: c for c in columns if c not in ("img", "filename")}
     files = {}
     for score, weight in weights.items():
         columns[f"weight by {score}"] = weight
-        files[_path(score, args)] = {"img": "img", "filename": "filename", "weight": f"weight by {score}"} | rest
+        files[paths[score]] = {"img": "img", "filename": "filename", "weight": f"weight by {score}"} | rest
     write_lists(columns, files)
     reports = {}
     for score, weight in weights.items():
         report = weight_report(weight, columns["iterations"] > 0) if "iterations" in columns else {}
         shown = "  ".join(f"{k} {v:.4f}" if v < 2 else f"{k} {v:.0f}" for k, v in report.items())
-        print(f"{_path(score, args)}: mean weight {weight.mean():.4f}{'  ' + shown if shown else ''}")
+        print(f"{paths[score]}: mean weight {weight.mean():.4f}{'  ' + shown if shown else ''}")
         reports[score] = report
     return reports
 

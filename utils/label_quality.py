@@ -148,10 +148,26 @@ def deviation(values: np.ndarray) -> np.ndarray:
     and 1.4826 MAD. Measured on the logit scale, since scores crowd at 0 or at 1; values are clipped to [0.02, 0.95],
     and a deviation is at least 0.4, so that masks which all agree well are not set against each other.
     """
+    middle, spread = _usable(values)
+    return (middle - _logit(values)) / spread
+
+
+def lowest_usable(values: np.ndarray, deviations: float = 2.0) -> float:
+    """The score in [0, 1] that lies so many deviations below those of usable masks, as `deviation` measures them."""
+    middle, spread = _usable(values)
+    return float(1 / (1 + np.exp(deviations * spread - middle)))
+
+
+def _logit(values) -> np.ndarray:
     values = np.clip(values, 0.02, 0.95)
-    logit = np.log(values / (1 - values))
+    return np.log(values / (1 - values))
+
+
+def _usable(values) -> tuple[float, float]:
+    """Mean and deviation of usable masks' scores (n,), as logits."""
+    logit = _logit(values)
     middle, spread = _better_group(logit) or (np.median(logit), 1.4826 * np.median(np.abs(logit - np.median(logit))))
-    return (middle - logit) / max(spread, 0.4)
+    return middle, max(spread, 0.4)
 
 
 def _better_group(logit: np.ndarray) -> tuple[float, float] | None:
@@ -215,3 +231,23 @@ def ranking_report(value: np.ndarray, noisy: np.ndarray, at=(10, 25, 50, 100)) -
     }
     found |= {f"P@{k}": float(precision[k - 1]) for k in at if k <= len(value)}
     return found | {"P@noisy": float(precision[noisy.sum() - 1])}
+
+
+def weight_report(weight: np.ndarray, noisy: np.ndarray) -> dict[str, float]:
+    """How well weights (n,) find the clean masks, given which are noisy (n,) bool.
+
+    `auroc` and `ap` of clean (and `ap_noisy` of noisy) as the class to find, `noisy_share` of the total weight,
+    `effective_size` = (sum w)^2 / sum w^2; empty where all masks are of one kind.
+    """
+    if noisy.all() or not noisy.any():
+        return {}
+    from sklearn.metrics import average_precision_score, roc_auc_score  # a second to import, only needed here
+
+    total = weight.sum()
+    return {
+        "auroc": float(roc_auc_score(~noisy, weight)),
+        "ap": float(average_precision_score(~noisy, weight)),
+        "ap_noisy": float(average_precision_score(noisy, -weight)),
+        "noisy_share": float(weight[noisy].sum() / total) if total > 0 else float("nan"),
+        "effective_size": float(total**2 / (weight**2).sum()) if total > 0 else 0.0,
+    }

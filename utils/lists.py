@@ -136,6 +136,12 @@ def image_labels(frame: pd.DataFrame, classes: int, path) -> np.ndarray:
     return found
 
 
+def from_root(path, root) -> str:
+    """How a list names a file: relative to the folder that its paths start from, if it is inside, else in full."""
+    path, root = Path(path).resolve(), Path(root).resolve()
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
 def stem_of(img: str) -> str:
     """`data/person/00012.jpg` -> `00012`: the name under which masks of an image are written."""
     stem, _, suffix = img[img.rfind("/") + 1 :].rpartition(".")

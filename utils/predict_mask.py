@@ -28,7 +28,7 @@ from utils.errors import InputError, report_bad_rows, warn
 from utils.images import IGNORE, check_sizes, read_image, read_mask, resize_image, write_mask, write_picture
 from utils.inference import enlarge, to_mask, to_probability
 from utils.interrupt import loader_processes
-from utils.lists import read_list, unique_stems, write_list
+from utils.lists import from_root, read_list, unique_stems, write_list
 from utils.logs import read_record, replace_text
 from utils.sources import digest
 from utils.store import key_of, stamp_files
@@ -142,8 +142,7 @@ def _stamps(frame, args) -> list:
 
 
 def _in_root(paths, args) -> list[str]:
-    root = Path(args.data_root).resolve()
-    return [str(p.resolve().relative_to(root) if p.resolve().is_relative_to(root) else p.resolve()) for p in paths]
+    return [from_root(path, args.data_root) for path in paths]
 
 
 def _claim(out: Path, about: Path, paths: list[Path], source: str) -> None:

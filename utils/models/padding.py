@@ -5,7 +5,10 @@ from torch import Tensor
 
 
 def pad_to(x: Tensor, stride: int) -> tuple[Tensor, int, int]:
-    """(N, C, H, W) padded to multiples of `stride` by reflection, edges for tiny ones, and the rows and columns before it."""
+    """(N, C, H, W) padded to multiples of `stride`, and how many rows and columns stand before it now.
+
+    By reflection on both sides; what is smaller than its padding repeats its edges.
+    """
     h, w = x.shape[2:]
     high, wide = -h % stride, -w % stride
     if high or wide:
