@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_scripts
+import torch
 
 from utils import get_weight, lists, predict_mask, prepare_data, report
 from utils.args import parse
@@ -89,6 +90,34 @@ def test_masks_do_not_depend_on_the_batch(tiny, teacher, tmp_path):
 def test_teacher_that_saw_the_list_is_called_a_leak(tiny, teacher, tmp_path, capsys):
     predict(tiny, tmp_path / "m", "--list", tiny / "valid.csv", "--checkpoint", teacher)
     assert "warning: 5 of 5 images trained the teacher itself" in capsys.readouterr().err
+
+
+def test_a_trusted_list_is_compared_with_what_trained_the_teacher(tiny, teacher, tmp_path, capsys):
+    how = ["--list", tiny / "noisy.csv", "--checkpoint", teacher]
+    predict(tiny, tmp_path / "m", *how, "--trusted", tiny / "valid.csv")
+    assert json.loads((tmp_path / "m/teacher.json").read_text())["trusted"].startswith(f"{tiny / 'valid.csv'} ")
+    assert get_weight.is_trusted(str(tmp_path / "m"))
+    assert "warning" not in capsys.readouterr().err
+    predict(tiny, tmp_path / "m", *how, "--trusted", tiny / "valid.csv")
+    assert "are there already" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"last\.pt: 5 of the 5 images that trained it are not in .*test\.csv"):
+        predict(tiny, tmp_path / "n", *how, "--trusted", tiny / "test.csv")
+    with pytest.raises(InputError, match=r"valid\.csv: 5 bad rows: line 2: image/013\.png trained the teacher"):
+        predict(
+            tiny, tmp_path / "n", "--checkpoint", teacher, "--list", tiny / "valid.csv", "--trusted", tiny / "valid.csv"
+        )
+    with pytest.raises(InputError, match="no such file"):
+        predict(tiny, tmp_path / "n", *how, "--trusted", tiny / "lost.csv")
+    assert not (tmp_path / "n").exists()
+
+
+def test_a_checkpoint_that_names_no_images_cannot_be_compared(tiny, teacher, tmp_path):
+    state = torch.load(teacher, weights_only=True)
+    del state["images"]
+    torch.save(state, tmp_path / "old.pt")
+    with pytest.raises(InputError, match="does not say which images"):
+        how = ["--list", tiny / "noisy.csv", "--trusted", tiny / "valid.csv"]
+        predict(tiny, tmp_path / "n", "--checkpoint", tmp_path / "old.pt", *how)
 
 
 def test_folds_predict_only_what_they_never_saw(tiny, tmp_path):

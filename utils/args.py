@@ -253,6 +253,8 @@ def check_loss(args: TrainArgs) -> None:
 def _how(kind) -> dict:
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
+    if kind == bool | str:  # a flag that may have a value
+        return {"nargs": "?", "const": True}
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
     if get_origin(kind) is list:

@@ -40,9 +40,11 @@ class Args:
     checkpoint: Annotated[list[str], "one or more checkpoints; the probabilities of several are averaged"]
     out: Annotated[str, "folder of the masks; a list OUT.csv and OUT/teacher.json are written with them"]
     folds: Annotated[int, "K: of the K checkpoints each image is predicted by those that never saw it"] = 0
-    trusted: Annotated[bool, "say that the teacher was trained on masks you trust; get_weight.py warns otherwise"] = (
-        False
-    )
+    trusted: Annotated[
+        bool | str,
+        "say that the teacher was trained on masks you trust, else get_weight.py warns; with a LIST: check that it was "
+        "trained on images of this list alone, and on none of --list",
+    ] = False
     support: Annotated[bool, "also write how likely the list's masks are, pixel by pixel, for --level pixel"] = False
     data_root: Annotated[str, "folder that relative paths in the list start from"] = "."
     size: Annotated[int, "network input; -1: the size the checkpoint was trained with; 0: as the images are"] = -1
@@ -88,15 +90,17 @@ def main(args: Args) -> None:
     supports = [out / "support" / f"{stem}.png" for stem in stems] if args.support else []
     record = {"checkpoints": [f"{p} {digest(p)}" for p in args.checkpoint]}
     record |= {k: v for k, v in asdict(args).items() if k in ("folds", "trusted", "size", "precision")}
-    record["images"] = hashlib.sha256("\n".join(frame["img"]).encode()).hexdigest()[:16]
+    if isinstance(args.trusted, str):
+        record["trusted"] = f"{args.trusted} {_names(read_list(args.trusted, ('img',)))}"
+    record["images"] = _names(frame)
     if args.support:  # it is about the masks of the list too
         record["support"] = key_of("support", _stamps(frame, args))
     about = out / "teacher.json"
     if read_record(about) == record and all(p.exists() for p in paths + supports):
         print(f"{out}: {len(paths)} masks are there already")
         return
-    _claim(out, about, paths, args.list)
     teachers = load_teachers(frame, args.checkpoint, args)
+    _claim(out, about, paths, args.list)
     if supports:
         supports[0].parent.mkdir(exist_ok=True)
     classes, bad = teachers.model["classes"], []
@@ -134,6 +138,10 @@ def support_of(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return (given * 255).round().clip(0, 255).astype(np.uint8)
 
 
+def _names(frame) -> str:
+    return hashlib.sha256("\n".join(frame["img"]).encode()).hexdigest()[:16]
+
+
 def _stamps(frame, args) -> list:
     found = stamp_files([str(Path(args.data_root, name)) for name in frame["filename"]])
     bad = [(line, str(one)) for line, one in zip(frame["line"], found, strict=True) if isinstance(one, InputError)]
@@ -163,6 +171,8 @@ def load_teachers(frame, checkpoints, args) -> Teachers:
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     nets, states = zip(*(load_network(p) for p in checkpoints), strict=True)
     nets = [net.to(device, memory_format=torch.channels_last).eval() for net in nets]
+    if isinstance(getattr(args, "trusted", False), str):
+        check_trusted(frame, checkpoints, states, args)
     use = who_predicts(frame, states, args)
     classes = {state["model"]["classes"] for state in states}
     if len(classes) > 1:
@@ -190,6 +200,24 @@ def who_predicts(frame, states, args) -> np.ndarray:
         what = f"{leaks} of {len(frame)} images trained the teacher itself, which will agree with their masks"
         warn(f"{what}; use --folds for masks without this leak")
     return np.ones_like(unseen)
+
+
+def check_trusted(frame, checkpoints, states, args) -> None:
+    """InputError unless every teacher was trained on images of the list --trusted only, and on none of the judged list.
+
+    Images are told apart by the stems of their files. Weights that training began with (--load) are not looked at.
+    """
+    trusted = image_keys(read_list(args.trusted, ("img",))["img"])
+    for path, state in zip(checkpoints, states, strict=True):
+        if "images" not in state:
+            raise InputError(f"{path}: does not say which images trained it; leave the list after --trusted out")
+        count = int((~torch.isin(state["images"], trusted)).sum())
+        if count:
+            what = f"{count} of the {len(state['images'])} images that trained it are not in {args.trusted}"
+            raise InputError(f"{path}: {what}; train the teacher on that list alone")
+    known = frame[_seen(frame, states).any(axis=1)]
+    bad = [(row.line, f"{row.img} trained the teacher") for row in known.itertuples()]
+    report_bad_rows(args.list, bad, f"Take them out of the judged list, or out of {args.trusted} and train again.")
 
 
 def probabilities(frame, teachers: Teachers, args) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
