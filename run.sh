@@ -12,7 +12,8 @@
 #   CLASSES=11 for masks of class indices (255 is ignored); KINDS is then jitter+polygon+missing+confusion if not given
 #   SEEDS="0 1 2"  EPOCHS  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  PRECISION  AUGMENT
 #   TEACHER=trusted|folds  TRUSTED=20 or a list of clean masks  TEACHER_EPOCHS  VALID=trusted|noisy  SELECT=best|last  STUDENT_THETA
-#   ONLY="no_weight kd_bf gce" (rows; gce sce nr_dice t_loss early_correction run only where it names them)  NPROC (torchrun processes a run)  JOBS (runs at a time; each has its own NPROC GPUs)
+#   ONLY="no_weight kd_bf gce" (rows; cleaned gce sce nr_dice t_loss early_correction run only where it names them)
+#   NPROC (torchrun processes a run)  JOBS (runs at a time; each has its own NPROC GPUs)
 #   SWEEP (its name; all it writes is in runs/SWEEP)  DRY_RUN=1 (print the command lines, ready to be executed)
 #   LAUNCHER (words before a training script, as srun)  TORCHRUN (torchrun's flags, else --standalone): benchmarks/slurm.sh
 set -euo pipefail
@@ -29,7 +30,7 @@ fail() {
 MODE=${1:-sweep}
 ROWS="clean no_weight teacher_miou teacher_bf teacher_bm teacher_pixel kd_miou kd_bf kd_bm kd_pixel decoupling co_teaching
   co_teaching+ weights"
-ROWS=$(echo $ROWS) MORE_ROWS="gce sce nr_dice t_loss early_correction"
+ROWS=$(echo $ROWS) MORE_ROWS="cleaned gce sce nr_dice t_loss early_correction"
 [ "$MODE" = paper ] || [ "$MODE" = sweep ] || fail "./run.sh $MODE: say nothing, or 'paper'"
 NPROC=${NPROC:-1} DRY_RUN=${DRY_RUN:-} ONLY=${ONLY:-} SEEDS=${SEEDS:-0}
 OP=${OP:-both} LEVELS=${LEVELS:-6 10} NOISE=${NOISE:-60} TEACHER=${TEACHER:-trusted} TRUSTED=${TRUSTED:-20}
@@ -282,7 +283,10 @@ weights() { # noise, training list, folder of weights: the teacher's masks, the 
   await "${TEACHERS[@]}" &&
     stage utils/predict_mask.py --list "$list" --checkpoint "${checkpoints[@]}" "${how[@]}" --out "$masks" \
       --precision "$PRECISION" &&
-    stage utils/get_weight.py --list "$list" --teacher "$masks" --name "$TEACHER" --classes "$CLASSES" --out "$3"
+    stage utils/get_weight.py --list "$list" --teacher "$masks" --name "$TEACHER" --classes "$CLASSES" --out "$3" &&
+    { [[ $ONLY != *cleaned* ]] ||
+      stage utils/get_weight.py --list "$list" --teacher "$masks" --name "$TEACHER" --classes "$CLASSES" --out "$3" \
+        --score bf --write-labels; }
 }
 
 draw_demo() { # an input of every sweep without DATA: drawn once, also where two first sweeps begin side by side
@@ -336,7 +340,7 @@ one_ratio() { # ratio, folder of lists, name of this noise: every row, all seeds
   local ratio=$1 list=$2/train_noisy_$1.csv valid=$2/valid_noisy_$1.csv noise=$3 seed score loss stem weighted="" code=0
   if [ "$ratio" = 0 ]; then list=$LISTS/train.csv valid=$LISTS/valid.csv; fi
   if [ "$VALID" = trusted ]; then valid=$TRUSTED_LIST; fi
-  if [ -z "$ONLY" ] || [[ $ONLY == *teacher_* || $ONLY == *kd_* || $ONLY == *weights* ]]; then weighted=1; fi
+  if [ -z "$ONLY" ] || [[ $ONLY == *teacher_* || $ONLY == *kd_* || $ONLY == *weights* || $ONLY == *cleaned* ]]; then weighted=1; fi
   row() { # row name, script, list, flags...
     local name=$1 script=$2 train=$3 folder=noise$noise
     shift 3
@@ -371,6 +375,7 @@ one_ratio() { # ratio, folder of lists, name of this noise: every row, all seeds
         --student-theta "$STUDENT_THETA"
     done
     row kd_pixel train_with_KDweight.py "$SUPPORT_LIST" --level pixel --warmup "$warmup"
+    if [[ $ONLY == *cleaned* ]]; then row cleaned train_without_weight.py "${stem%_weight}_cleaned_bf.csv"; fi
   done
 }
 

@@ -122,6 +122,15 @@ def test_classes_reach_every_command(tmp_path):
     assert "--kinds" not in given and "--name noise0/no_weight_s0" in given
 
 
+def test_cleaned_labels_are_made_and_trained_on_where_the_row_is_named():
+    lines = dry_run(ONLY="cleaned", SWEEP="x").stdout.splitlines()
+    made = next(line for line in lines if "--write-labels" in line)
+    assert "--score bf" in made and "--out runs/x/weights " in made and "train_noisy_60.csv" in made
+    row = next(line for line in lines if "--name noise60/cleaned_s0" in line)
+    assert "train_without_weight.py" in row and "runs/x/weights/train_noisy_60_trusted_cleaned_bf.csv" in row
+    assert "cleaned" not in dry_run(SWEEP="x").stdout
+
+
 def test_fold_teachers_are_asked_for_unseen_images_only():
     lines = dry_run(TEACHER="folds", ONLY="teacher_bf").stdout.splitlines()
     predict = next(line for line in lines if "predict_mask" in line)
