@@ -23,7 +23,7 @@ from utils.report import fill_block
 from utils.scores import pair_scores
 
 COLUMNS = {"iou": 3, "bf": 3, "auroc": 4, "after": 3, "replaced": 0}
-HEAD = "| teacher | test IoU | test BF | AUROC | labels' IoU after cleaning (before {:.3f}) | replaced, noisy share | seeds |"
+HEAD = "| teacher | test IoU | test BF | AUROC | label IoU, cleaned (given: {:.3f}) | replaced, noisy share | seeds |"
 
 
 @dataclass
