@@ -324,7 +324,7 @@ def test_missing_packages_are_named_with_their_remedy(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torchscript", "onnx"])
-@pytest.mark.parametrize("arch", ["Unet", "DeepLabV3Plus"])
+@pytest.mark.parametrize("arch", ["Unet", "DeepLabV3Plus", "PointRend"])
 def test_library_architectures_export_at_any_size(arch, kind, tmp_path, capsys):
     if kind == "onnx":
         pytest.importorskip("onnxscript")

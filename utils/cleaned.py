@@ -48,6 +48,8 @@ def _clean_list(frame, teachers, shares, score, name, path, args) -> dict[str, f
     report = {"replaced": int(replaced.sum()), "threshold": threshold} | replacement_report(replaced, noisy, ious)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in report.items() if key != "replaced")
     print(f"{path}: {report['replaced']} of {len(frame)} masks replaced  {shown}")
+    if report.get("iou_after", 1) < report.get("iou_before", 0):
+        warn(f"{path}: the new labels are worse than the given ones; lower --threshold, or find a better teacher")
     if report["replaced"] in (0, len(frame)):
         what = "none of the masks is" if not report["replaced"] else "all masks are"
         warn(f"{path}: {what} replaced; the scores go from {score.min():.4f} to {score.max():.4f}, see --threshold")
