@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from test_scripts import BASE, ROOT, SCRIPTS, SMALL, Interrupted, launch, rows_of, same
 
+from utils.args import TrainArgs
 from utils.boundary import soft_boundary_f
 from utils.checkpoint import Checkpoint, load_network
 from utils.inference import Probabilities, to_probability
 from utils.losses import hard, per_image_loss, per_pixel_loss
+from utils.methods.robust_losses import CrossEntropy, build_loss
 from utils.methods.selection import cleanness, examples
 from utils.methods.weighting import given_probability, released_student_quality
 from utils.metrics import sample_scores
@@ -179,6 +181,16 @@ def test_a_loss_of_images_takes_points_as_an_image_of_their_own():
     assert len(parts(logits.whole, mask)) == 1
 
 
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("loss", ["gce", "sce", "nr_dice", "t_loss"])
+def test_robust_losses_are_those_of_the_map_and_of_the_points(loss, classes):
+    logits, mask = some_points(classes)
+    criterion = build_loss(TrainArgs("", "", loss=loss, classes=classes))
+    labels = mask.flatten(1).gather(1, logits.at)[..., None]
+    expected = criterion(logits.whole, mask) + criterion(logits.points[..., None], labels)
+    assert torch.allclose(criterion(logits, mask), expected)
+
+
 def test_points_without_any_label_count_nothing():
     logits, mask = some_points(3)
     void = torch.full_like(mask, 255)
@@ -205,10 +217,10 @@ def test_released_quality_is_taken_from_the_last_word():
 
 def test_pixels_are_ranked_by_their_own_loss_however_often_they_are_points():
     logits, mask = some_points(3)
-    losses = examples(logits, mask, "pixel")
+    losses = examples(logits, mask, "pixel", CrossEntropy())
     rank = cleanness(logits, losses, mask, "loss")
-    assert torch.equal(rank, -examples(dense(logits), mask, "pixel"))
-    images = examples(logits, mask, "image")
+    assert torch.equal(rank, -examples(dense(logits), mask, "pixel", CrossEntropy()))
+    images = examples(logits, mask, "image", CrossEntropy())
     assert torch.equal(cleanness(logits, images, mask, "loss"), -images)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from utils.images import IGNORE
 from utils.losses import hard
+from utils.points import dense
 
 FEWEST = 4  # epochs that a curve of three parameters is fitted to
 
@@ -65,7 +66,7 @@ def at_scales(net, image: Tensor, scales) -> list[Tensor]:
     for scale in scales:
         size = [max(1, round(scale * side)) for side in shape]
         seen = F.interpolate(image.float(), size, mode="bilinear", antialias=scale < 1)
-        found.append(F.interpolate(net(seen).float(), shape, mode="bilinear"))
+        found.append(F.interpolate(dense(net(seen)).float(), shape, mode="bilinear"))
     return found
 
 
@@ -83,7 +84,7 @@ def scale_divergence(every: list[Tensor], confidence: float = 0.8) -> Tensor:
 
 def log_probabilities(logits: Tensor) -> Tensor:
     """Of all classes, (N, C, H, W) float32; two for logits of one channel."""
-    logits = logits.float()
+    logits = dense(logits).float()
     both = torch.cat([F.logsigmoid(-logits), F.logsigmoid(logits)], 1) if logits.shape[1] == 1 else None
     return logits.log_softmax(1) if both is None else both
 

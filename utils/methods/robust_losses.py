@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from utils.images import IGNORE
 from utils.losses import per_image_loss, per_pixel_loss
 from utils.methods.weighting import mean_of_pixels
+from utils.points import PointLogits, parts, spread_points
 
 LOG_ZERO = -4.0  # what SCE takes for log 0, A in the paper
 
@@ -94,7 +95,9 @@ class OfCrossEntropy(nn.Module):
         super().__init__()
         self.function, self.classes = function, classes
 
-    def per_pixel(self, logits: Tensor, mask: Tensor) -> Tensor:
+    def per_pixel(self, logits: Tensor | PointLogits, mask: Tensor) -> Tensor:
+        if isinstance(logits, PointLogits):
+            return spread_points(self.per_pixel, logits, mask)
         return self.function(per_pixel_loss(logits, mask))
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
@@ -108,8 +111,8 @@ class NoiseRobustDice(nn.Module):
         super().__init__()
         self.gamma = gamma
 
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        return noise_robust_dice(logits, mask, self.gamma)
+    def forward(self, logits: Tensor | PointLogits, mask: Tensor) -> Tensor:
+        return sum(noise_robust_dice(*pair, self.gamma) for pair in parts(logits, mask))
 
 
 class TLoss(nn.Module):
@@ -126,8 +129,8 @@ class TLoss(nn.Module):
     def nu(self) -> Tensor:
         return self.free.exp() + 1e-8
 
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        return t_loss(logits, mask, self.nu)
+    def forward(self, logits: Tensor | PointLogits, mask: Tensor) -> Tensor:
+        return sum(t_loss(*pair, self.nu) for pair in parts(logits, mask))
 
 
 def build_loss(args) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from utils.images import IGNORE
 from utils.lists import noisy_share
-from utils.losses import hard
+from utils.losses import hard, per_pixel_loss
 from utils.metrics import sample_scores
 from utils.points import PointLogits, dense
 
@@ -161,8 +161,9 @@ def cleanness(logits: Tensor, loss: Tensor, mask: Tensor, score: str, theta0: in
     """How clean a network finds each example, higher is cleaner: minus its loss, or its score against the mask."""
     if score == "loss":
         if isinstance(logits, PointLogits) and len(loss) != len(mask):
-            # the losses of pixels that are points were scaled up, which makes them no noisier
-            loss = examples(dense(logits), mask, "pixel")
+            # the losses of pixels that are points were scaled up, which makes them no noisier; all losses of pixels
+            # rank as cross entropy does
+            loss = flat(per_pixel_loss(dense(logits), mask), mask, logits.shape[1])
         return -loss.detach()
     with torch.no_grad():
         return sample_scores(hard(logits), mask, logits.shape[1], theta0, theta)[score].float()
