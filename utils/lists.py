@@ -78,7 +78,7 @@ def _as_text(cells) -> list[str]:
     return ["" if x != x else repr(x) for x in cells.tolist()] if isinstance(cells, np.ndarray) else cells
 
 
-def from_root(path: Path, root) -> str:
+def from_root(path, root) -> str:
     """A path as a list names it: relative to `root` if it lies inside, else absolute.
 
     Not resolved: a link to a big disk inside the root stays a path inside the root.
@@ -134,12 +134,6 @@ def image_labels(frame: pd.DataFrame, classes: int, path) -> np.ndarray:
             found[i, [int(word) for word in cell.split()]] = True
     report_bad_rows(path, bad, f"A label is one or more of the classes 0 to {classes - 1}, separated by blanks.")
     return found
-
-
-def from_root(path, root) -> str:
-    """How a list names a file: relative to the folder that its paths start from, if it is inside, else in full."""
-    path, root = Path(path).resolve(), Path(root).resolve()
-    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def stem_of(img: str) -> str:
