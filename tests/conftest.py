@@ -10,6 +10,9 @@ import torch
 
 from utils.images import write_mask
 
+# what a script needs beyond --train_csv, --valid_csv and --test_csv
+LISTS = {"train_u2pl": {"unlabelled_csv": "unlabelled.csv"}, "train_unimatch": {"unlabelled_csv": "unlabelled.csv"}}
+
 torch.set_num_threads(1)  # the networks here are too small to share, and shared cores would make threads wait
 
 
@@ -50,6 +53,7 @@ def draw_lists(root: Path) -> Path:
     plain[13:18].to_csv(root / "valid.csv", index=False)
     plain[18:].to_csv(root / "test.csv", index=False)
     frame[:13].assign(weight=1.0, bf=1.0).to_csv(root / "ones.csv", index=False)
+    plain[:13][["img"]].to_csv(root / "unlabelled.csv", index=False)
     _write_classes(root, plain)
     return root
 

@@ -19,7 +19,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import torch
-from conftest import draw_lists
+from conftest import LISTS, draw_lists
 
 from utils.args import launch
 from utils.checkpoint import read_checkpoint
@@ -30,6 +30,7 @@ FLAGS = "--size 16 --arch PlainUNet --width 4 --batch-size 2 --epochs 5 --learni
 def command(module, root: Path, name: str, more: list[str]) -> tuple:
     """What `launch` takes for this script on the lists below `root`."""
     lists = [f"--{kind}_csv={root / kind}.csv" for kind in ("train", "valid", "test")]
+    lists += [f"--{flag}={root / name}" for flag, name in LISTS.get(module.__name__, {}).items()]
     where = ["--data-root", str(root), "--run-dir", str(root / "runs"), "--name", name]
     flags = next(getattr(module, kind) for kind in ("Args", "WeightArgs", "TrainArgs") if hasattr(module, kind))
     return module.main, flags, [*FLAGS.split(), *lists, *where, *more]

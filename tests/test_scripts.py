@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import LISTS
 
 from utils.args import TrainArgs, parse
 from utils.checkpoint import Checkpoint, load_network, read_checkpoint
@@ -39,6 +40,9 @@ def launch(script, tiny, run_dir, name, *more):
     module = importlib.import_module(Path(script).stem)  # a string, so the "+" in the name is no obstacle
     lists = ["--train_csv", "train.csv", "--valid_csv", "valid.csv", "--test_csv", "test.csv", *more]
     lists = [str(tiny / word) if word.endswith(".csv") else word for word in lists]
+    lists = [
+        word for flag, name in LISTS.get(module.__name__, {}).items() for word in (f"--{flag}", str(tiny / name))
+    ] + lists
     flags = [*SMALL, "--data-root", str(tiny), "--run-dir", str(run_dir), "--name", name, *lists]
     module.main(parse(args_of(module), flags))
     return read_checkpoint(run_dir / name / "last.pt")["nets"]

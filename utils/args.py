@@ -10,6 +10,10 @@ from utils.errors import InputError, RankError, out_of_memory, say
 from utils.interrupt import RESUME, Paused, stop
 
 stop.before_anything_begins()
+# flags that are shares or probabilities
+SHARES = ("weight_floor", "t_start", "t_end", "slope_change", "correction_threshold", "consistency_confidence")
+SHARES += ("unreliable", "ema_decay", "mix_prob", "anchor_threshold")
+SHARES += ("ohem_threshold", "confidence")
 
 
 @dataclass
@@ -32,7 +36,7 @@ class TrainArgs:
     width: Annotated[int, "first width of PlainUNet; 64 is the published network"] = 64
     size: Annotated[int, "images are resized to size x size; 0 keeps them as they are"] = 321
     classes: Annotated[int, "1: binary masks; more: class indices, 255 is ignored"] = 1
-    augment: Annotated[Literal["none", "flip", "strong"], "augmentation of the training images"] = "none"
+    augment: Annotated[Literal["none", "flip", "crop", "strong"], "augmentation of the training images"] = "none"
     optimizer: Annotated[Literal["ranger", "adamw", "sgd"], "update rule"] = "ranger"
     weight_decay: Annotated[float, "decoupled weight decay (sgd: L2)"] = 5e-4
     scheduler: Annotated[Literal["step", "cosine", "poly", "none"], "learning rate over the run"] = "step"
@@ -96,6 +100,33 @@ class RankArgs(TwoNetArgs):
     exponent: Annotated[float, "shape of the way there (c of the paper)"] = 1.0
     keep_rule: Annotated[Literal["round", "nlkd"], "keep max(1, round((1 - r) n)), or n - floor(r n)"] = "round"
     window: Annotated[int, "batches that are ranked together, so that small ones do not quantise the share"] = 1
+
+
+@dataclass
+class SemiArgs(TrainArgs):
+    train_csv: Annotated[str, "labelled list (CSV: img,filename)"]
+    unlabelled_csv: Annotated[str, "unlabelled list (CSV: img); an epoch is a pass over it"] = ""
+    augment: Annotated[Literal["none", "flip", "crop", "strong"], "augmentation of labelled and unlabelled images"] = (
+        "crop"
+    )
+    batch_size: Annotated[int, "labelled, and as many unlabelled, images a step and process", "-b"] = 8
+    epochs: Annotated[int, "passes over the unlabelled list (without one: over the labelled list)", "-e"] = 1
+    unsup_weight: Annotated[float, "weight of the loss of pseudo-labels"] = 1.0
+
+
+@dataclass
+class ContrastArgs(SemiArgs):
+    contrast_weight: Annotated[float, "weight of the contrastive loss"] = 0.1
+    anchors: Annotated[int, "pixels of a class that are contrasted a step"] = 50
+    negatives: Annotated[int, "negatives of each"] = 256
+    temperature: Annotated[float, "of the similarities"] = 0.5
+    anchor_threshold: Annotated[float, "the teacher's probability of the class above which a pixel is an anchor"] = 0.3
+    rank_low: Annotated[int, "first rank (from 0) at which a class is ruled out; 0: 3, or 1 below five classes"] = 0
+    rank_high: Annotated[int, "rank from which on it is no longer one"] = 20
+    max_keys: Annotated[int, "new negatives a class, step and process"] = 512
+    bank: Annotated[int, "negatives that are kept for a class"] = 30_000
+    bank_first: Annotated[int, "the same for class 0; 0: as the others"] = 50_000
+    features: Annotated[int, "numbers a pixel that are contrasted"] = 256
 
 
 def parse(cls, argv=None, doc=None):
@@ -217,7 +248,15 @@ def check(args: TrainArgs) -> None:
     for flag in ("window", "num_gradual", "warmup", "init_epochs"):
         if getattr(args, flag, 1) < (flag == "window"):
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: too small")
-    for flag in ("weight_floor", "t_start", "t_end", "slope_change", "correction_threshold", "consistency_confidence"):
+    for flag in ("unsup_weight", "contrast_weight", "aux_weight", "warm_epochs", "rank_low", "bank_first", "ohem_kept"):
+        if not getattr(args, flag, 0) >= 0:
+            raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 0 or more")
+    for flag in ("anchors", "negatives", "max_keys", "bank", "features", "rank_high"):
+        if getattr(args, flag, 1) < 1:
+            raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 1 or more")
+    if not getattr(args, "temperature", 1) > 0:
+        raise InputError(f"--temperature {args.temperature}: must be a positive number")
+    for flag in SHARES:
         if not 0 <= getattr(args, flag, 0) <= 1:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must lie between 0 and 1")
     if not (getattr(args, "forget_rate", 0) == -1 or 0 <= getattr(args, "forget_rate", 0) < 1):

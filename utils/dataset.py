@@ -28,14 +28,14 @@ class ListDataset(Dataset):
     """
 
     planes = ()  # beyond (H, W) of what is kept as a mask
+    need = ("img", "filename")
 
     def __init__(
         self, path, root=".", size=0, classes=1, weighted=False, augment="none", seed=0, cache_gb=8.0, cache_dir=None
     ):
-        self.frame = read_list(path, ("img", "filename", "weight") if weighted else ("img", "filename"))
-        self.path, self.size, self.classes = path, size, classes
-        self.files = [[str(Path(root, name)) for name in self.frame[column]] for column in ("img", "filename")]
-        self.root = root
+        self.frame = read_list(path, (*self.need, "weight") if weighted else self.need)
+        self.path, self.size, self.classes, self.root = path, size, classes, root
+        self.files = self._paths()
         self.seed = seed
         self.now = torch.zeros((), dtype=torch.int64).share_memory_()  # the epoch; loader processes see it too
         self.augment = augmentation(augment)
@@ -111,7 +111,14 @@ class ListDataset(Dataset):
         image, mask = self._pair(i)
         if self.augment is None:
             return image, mask
-        return self.augment(image, mask, int(np.random.SeedSequence([self.seed, self.epoch, i]).generate_state(1)[0]))
+        return self.augment(image, mask, self.key(i))
+
+    def key(self, i: int) -> int:
+        """The seed of what is drawn for image `i` in this epoch."""
+        return int(np.random.SeedSequence([self.seed, self.epoch, i]).generate_state(1)[0])
+
+    def _paths(self):
+        return [[str(Path(self.root, name)) for name in self.frame[column]] for column in ("img", "filename")]
 
     def _stamp(self):
         found = stamp_files(self.files[0] + self.files[1])

@@ -1,5 +1,6 @@
 """Segmentation losses before any weighting or selection."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,3 +32,20 @@ def hard(logits: Tensor | PointLogits) -> Tensor:
     """The predicted mask, (N, H, W) uint8: logit > 0 for one channel, else the largest channel; no gradient."""
     logits = dense(logits).detach()
     return logits[:, 0].gt(0).byte() if logits.shape[1] == 1 else logits.argmax(1).byte()
+
+
+def ohem_loss(logits: Tensor, mask: Tensor, threshold: float = 0.7, min_kept: int = 100_000) -> Tensor:
+    """Mean cross entropy of the hard pixels of a batch, a scalar: online hard example mining.
+
+    logits (N, 1, H, W) or (N, C, H, W), mask (N, H, W) uint8. Hard are pixels to whose class the network gives at most
+    `threshold` probability, and at least the `min_kept` hardest; fewer annotated pixels than that are all used, and so
+    are all with `min_kept` 0, as in the released code of U2PL. 0 where nothing is annotated.
+    """
+    loss = per_pixel_loss(logits, mask).flatten()
+    valid = (mask != IGNORE).flatten() if logits.shape[1] > 1 else torch.ones_like(loss, dtype=torch.bool)
+    kept = valid
+    if 0 < min_kept <= loss.numel():
+        prob = torch.exp(-loss.detach()).masked_fill(~valid, 1.0)
+        limit = prob.kthvalue(min_kept).values.clamp(min=threshold)
+        kept = valid & ((prob <= limit) | (valid.sum() < min_kept))
+    return (loss * kept).sum() / kept.sum().clamp(min=1)

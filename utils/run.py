@@ -52,8 +52,11 @@ class Run(Steps):
             self._open_folder()
         self.seed_everything(args.seed)
 
-    def build(self, index: int = 0, arch: str = "", encoder: str = ""):
-        """The network of the flags (the `index`-th of several), initialised from the seed, wrapped for this device."""
+    def build(self, index: int = 0, arch: str = "", encoder: str = "", around=None):
+        """The network of the flags (the `index`-th of several), initialised from the seed, wrapped for this device.
+
+        `around`, a function, puts it into a larger module first.
+        """
         a = self.args
         self.seed_everything(a.seed + 10_007 * index)
         arch, encoder = arch or a.arch, encoder or a.encoder
@@ -64,7 +67,7 @@ class Run(Steps):
             load_weights(net, a.load, index)
         if a.size:
             self._try(net)
-        return self.wrap(net)
+        return self.wrap(around(net) if around else net)
 
     def _try(self, net):
         image = torch.zeros(1, 3, self.args.size, self.args.size, dtype=torch.uint8)
@@ -177,6 +180,13 @@ class Run(Steps):
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def every(self, tensor: Tensor) -> list[Tensor]:
+        """A tensor without gradient, of the same shape everywhere, as all processes have it, in their order."""
+        every = [torch.empty_like(tensor) for _ in range(self.world)] if self.world > 1 else [tensor]
+        if self.world > 1:
+            dist.all_gather(every, tensor.contiguous())
+        return every
 
     def barrier(self) -> None:
         """Wait for all processes."""

@@ -1,0 +1,105 @@
+"""Heads around a network that training uses and the finished network does not have."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.errors import InputError
+from utils.models.plain_unet import PlainUNet
+
+STRIDE = 4  # of the features that are contrasted
+
+
+class Outputs(NamedTuple):
+    """What a network with heads returns; what it has no head for is None."""
+
+    logits: Tensor
+    feature: Tensor | None = None
+    auxiliary: Tensor | None = None
+
+
+class WithHeads(nn.Module):
+    """A `Segmenter` with a representation head and an auxiliary head, each where its size is not 0.
+
+    `dim`: features (N, dim, h, w) from what the network's last layer sees, at stride 4 (or the network's own, where
+    that is larger). `auxiliary`: as many outputs as the network has, (N, outputs, H, W), from the encoder's last stage
+    but one. The network is `net` and its weights are saved without those of the heads, `heads`.
+    """
+
+    def __init__(self, net: nn.Module, dim: int = 0, auxiliary: bool = False, size: int = 64):
+        super().__init__()
+        self.net, self.heads, self.seen, self.perturbed = net, nn.ModuleDict(), {}, 0
+        last = net.net.head if isinstance(net.net, PlainUNet) else net.net.segmentation_head
+        last.register_forward_pre_hook(self._see_features)
+        encoder = net.net.down[-1] if isinstance(net.net, PlainUNet) else net.net.encoder
+        encoder.register_forward_hook(self._see_stages)
+        outputs, features, stage = self._probe(size)
+        if dim:
+            self.heads["represent"] = nn.Sequential(_block(features, dim), _block(dim, dim), nn.Conv2d(dim, dim, 1))
+        if auxiliary and stage is None:
+            raise InputError(
+                "--aux-weight: PlainUNet has no encoder stages for it; choose another --arch, or leave it 0"
+            )
+        if auxiliary:
+            self.heads["auxiliary"] = nn.Sequential(_block(stage, 256), nn.Conv2d(256, outputs, 1))
+
+    def forward(self, image: Tensor, perturbed: int = 0) -> Outputs:
+        """image (N, 3, H, W) uint8 -> `Outputs`; see the class.
+
+        The last `perturbed` images have two sets of logits, the second (at the end) with half of the channels between
+        encoder and decoder dropped at random: UniMatch (Yang et al., CVPR 2023).
+        """
+        self.perturbed = perturbed
+        logits, size = self.net(image), image.shape[2:]
+        feature = auxiliary = None
+        if "represent" in self.heads:
+            feature = self.heads["represent"](self._on_grid(self.seen["features"], size))
+        if "auxiliary" in self.heads:
+            stage = self._uncovered(self.seen["stage"], size)
+            auxiliary = F.interpolate(self.heads["auxiliary"](stage), size, mode="bilinear", align_corners=False)
+        self.seen.clear()
+        return Outputs(logits, feature, auxiliary)
+
+    def _see_features(self, _, inputs):
+        self.seen["features"] = inputs[0]
+
+    def _see_stages(self, _, inputs, output):
+        stages = output if isinstance(output, (list, tuple)) else [output]
+        self.seen["stage"] = stages[-2] if len(stages) > 1 else None
+        if not self.perturbed:
+            return None
+        stages = [torch.cat([s, F.dropout2d(s[-self.perturbed :], 0.5, self.training)]) for s in stages]
+        return stages if isinstance(output, (list, tuple)) else stages[0]
+
+    @torch.no_grad()
+    def _probe(self, size):
+        """(outputs, channels before the last layer, channels of the auxiliary stage or None)."""
+        training = self.net.training
+        device = next(self.net.parameters()).device
+        outputs = self.net.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)).shape[1]
+        self.net.train(training)
+        features, stage = self.seen["features"].shape[1], self.seen["stage"]
+        self.seen.clear()
+        return outputs, features, None if stage is None else stage.shape[1]
+
+    def _on_grid(self, feature, size):
+        """Features at stride 4, without those of the padding; at their own stride where it is larger."""
+        shrink = STRIDE * feature.shape[2] // (size[0] + -size[0] % self.net.stride)
+        feature = F.avg_pool2d(feature, shrink) if shrink > 1 else feature
+        return self._uncovered(feature, size)
+
+    def _uncovered(self, feature, size):
+        """Cut what belongs to the padding of the image off, to the nearest feature."""
+        for dim, n in enumerate(size, 2):
+            padding, have = -n % self.net.stride, feature.shape[dim]
+            if padding:
+                stride = (n + padding) / have
+                count = max(1, round(n / stride))
+                feature = feature.narrow(dim, min(round(padding // 2 / stride), have - count), count)
+        return feature
+
+
+def _block(a: int, b: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(inplace=True), nn.Dropout2d(0.1))
