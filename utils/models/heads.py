@@ -33,15 +33,13 @@ class WithHeads(nn.Module):
         self.net, self.heads, self.seen, self.perturbed = net, nn.ModuleDict(), {}, 0
         last = net.net.head if isinstance(net.net, PlainUNet) else net.net.segmentation_head
         last.register_forward_pre_hook(self._see_features)
-        encoder = net.net.down[-1] if isinstance(net.net, PlainUNet) else net.net.encoder
+        encoder = net.net.stages if isinstance(net.net, PlainUNet) else net.net.encoder
         encoder.register_forward_hook(self._see_stages)
         outputs, features, stage = self._probe(size)
         if dim:
             self.heads["represent"] = nn.Sequential(_block(features, dim), _block(dim, dim), nn.Conv2d(dim, dim, 1))
         if auxiliary and stage is None:
-            raise InputError(
-                "--aux-weight: PlainUNet has no encoder stages for it; choose another --arch, or leave it 0"
-            )
+            raise InputError("--aux-weight: the encoder has no stages for it; choose another --encoder, or leave it 0")
         if auxiliary:
             self.heads["auxiliary"] = nn.Sequential(_block(stage, 256), nn.Conv2d(256, outputs, 1))
 
@@ -66,12 +64,18 @@ class WithHeads(nn.Module):
         self.seen["features"] = inputs[0]
 
     def _see_stages(self, _, inputs, output):
-        stages = output if isinstance(output, (list, tuple)) else [output]
-        self.seen["stage"] = stages[-2] if len(stages) > 1 else None
-        if not self.perturbed:
+        maps = [x for x in output if torch.is_tensor(x) and x.dim() == 4]
+        self.seen["stage"] = maps[-2] if len(maps) > 1 else None
+        return self._perturb(output) if self.perturbed else None
+
+    def _perturb(self, x):
+        """What the encoder gives, of the last images twice; maps lose half of their channels the second time."""
+        if isinstance(x, (list, tuple)):
+            return [self._perturb(one) for one in x]
+        if x is None:
             return None
-        stages = [torch.cat([s, F.dropout2d(s[-self.perturbed :], 0.5, self.training)]) for s in stages]
-        return stages if isinstance(output, (list, tuple)) else stages[0]
+        again = x[-self.perturbed :]
+        return torch.cat([x, F.dropout2d(again, 0.5, self.training) if x.dim() == 4 else again])
 
     @torch.no_grad()
     def _probe(self, size):

@@ -21,6 +21,7 @@ class PlainUNet(nn.Module):
         pairs = list(itertools.pairwise(widths))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
         self.up = nn.ModuleList(_block(a, b) for a, b in pairs)
+        self.stages = nn.Identity()  # where all that the encoder found can be seen
         self.head = nn.Conv2d(width, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ class PlainUNet(nn.Module):
         for i, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if i else x)
             skips.append(x)
-        skips.pop()
+        *skips, x = self.stages(skips)
         for grow, block in zip(self.grow, self.up, strict=True):
             x, skip = grow(x), skips.pop()
             high, wide = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
