@@ -13,7 +13,7 @@ stop.before_anything_begins()
 # flags that are shares or probabilities
 SHARES = ("weight_floor", "t_start", "t_end", "slope_change", "correction_threshold", "consistency_confidence")
 SHARES += ("unreliable", "ema_decay", "mix_prob", "anchor_threshold")
-SHARES += ("ohem_threshold", "confidence")
+SHARES += ("ohem_threshold", "confidence", "feature_share")
 
 
 @dataclass
@@ -251,7 +251,7 @@ def check(args: TrainArgs) -> None:
     for flag in ("unsup_weight", "contrast_weight", "aux_weight", "warm_epochs", "rank_low", "bank_first", "ohem_kept"):
         if not getattr(args, flag, 0) >= 0:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 0 or more")
-    for flag in ("anchors", "negatives", "max_keys", "bank", "features", "rank_high"):
+    for flag in ("anchors", "negatives", "max_keys", "bank", "features", "rank_high", "views"):
         if getattr(args, flag, 1) < 1:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 1 or more")
     if not getattr(args, "temperature", 1) > 0:

@@ -178,8 +178,11 @@ def total(losses: dict[str, Tensor], args, out) -> Tensor:
     return loss if out.feature is None else loss + 0 * out.feature.float().sum()
 
 
-def pseudo_scores(goal: Goal, kept: Tensor) -> dict:
-    """For the log: the share of pixels that were learnt from, and how many labels are right, of all and of those."""
+def pseudo_scores(goal, kept: Tensor) -> dict:
+    """For the log: the share of pixels that were learnt from, and how many labels are right, of all and of those.
+
+    `goal` has `label` (N, H, W) int64, `truth` (N, H, W) uint8, both with 255 for none, and `threshold`; kept is bool.
+    """
     labelled = goal.label != IGNORE
     known, right = labelled & (goal.truth != IGNORE), goal.label == goal.truth
     found = {"reliable": (kept, labelled), "pseudo_accuracy": (right & known, known)}

@@ -30,7 +30,8 @@ class WithHeads(nn.Module):
 
     def __init__(self, net: nn.Module, dim: int = 0, auxiliary: bool = False, size: int = 64):
         super().__init__()
-        self.net, self.heads, self.seen, self.perturbed = net, nn.ModuleDict(), {}, 0
+        self.net, self.heads, self.perturbed = net, nn.ModuleDict(), 0
+        self.seen = None  # what the network holds on its way, while this module asks it
         last = net.net.head if isinstance(net.net, PlainUNet) else net.net.segmentation_head
         last.register_forward_pre_hook(self._see_features)
         encoder = net.net.stages if isinstance(net.net, PlainUNet) else net.net.encoder
@@ -49,21 +50,29 @@ class WithHeads(nn.Module):
         The last `perturbed` images have two sets of logits, the second (at the end) with half of the channels between
         encoder and decoder dropped at random: UniMatch (Yang et al., CVPR 2023).
         """
-        self.perturbed = perturbed
-        logits, size = self.net(image), image.shape[2:]
-        feature = auxiliary = None
+        logits, seen = self._ask(image, perturbed)
+        feature, auxiliary, size = None, None, image.shape[2:]
         if "represent" in self.heads:
-            feature = self.heads["represent"](self._on_grid(self.seen["features"], size))
+            feature = self.heads["represent"](self._on_grid(seen["features"], size))
         if "auxiliary" in self.heads:
-            stage = self._uncovered(self.seen["stage"], size)
+            stage = self._uncovered(seen["stage"], size)
             auxiliary = F.interpolate(self.heads["auxiliary"](stage), size, mode="bilinear", align_corners=False)
-        self.seen.clear()
         return Outputs(logits, feature, auxiliary)
 
+    def _ask(self, image, perturbed=0):
+        self.seen, self.perturbed = {}, perturbed
+        try:
+            return self.net(image), self.seen
+        finally:
+            self.seen = None
+
     def _see_features(self, _, inputs):
-        self.seen["features"] = inputs[0]
+        if self.seen is not None:
+            self.seen["features"] = inputs[0]
 
     def _see_stages(self, _, inputs, output):
+        if self.seen is None:
+            return None
         maps = [x for x in output if torch.is_tensor(x) and x.dim() == 4]
         self.seen["stage"] = maps[-2] if len(maps) > 1 else None
         return self._perturb(output) if self.perturbed else None
@@ -82,11 +91,11 @@ class WithHeads(nn.Module):
         """(outputs, channels before the last layer, channels of the auxiliary stage or None)."""
         training = self.net.training
         device = next(self.net.parameters()).device
-        outputs = self.net.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)).shape[1]
+        self.net.eval()
+        logits, seen = self._ask(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
         self.net.train(training)
-        features, stage = self.seen["features"].shape[1], self.seen["stage"]
-        self.seen.clear()
-        return outputs, features, None if stage is None else stage.shape[1]
+        stage = seen["stage"]
+        return logits.shape[1], seen["features"].shape[1], None if stage is None else stage.shape[1]
 
     def _on_grid(self, feature, size):
         """Features at stride 4, without those of the padding; at their own stride where it is larger."""
