@@ -18,6 +18,7 @@ from utils.methods.contrast import (
     mean_of_present,
     released_one_hot,
     released_sets,
+    unit,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -89,7 +90,9 @@ def test_loss_gradient_and_banks_of_the_golden_arrays(scene, rule):
         if f"{rule}_anchor_idx_{k}" in d:
             drawn[c] = torch.nonzero(sets.anchors[c])[:, 0][d[f"{rule}_anchor_idx_{k}"]]
             rows[c] = rows_of(bank, int(sets.bank_of[c]))[d[f"{rule}_neg_idx_{k}"]].view(7, 5)
-    terms = info_nce(flat(student)[drawn], centres(teacher, sets.centre), bank.keys[rows], TAU)
+    anchors = unit(flat(student)[drawn])
+    near = (anchors * unit(centres(teacher, sets.centre))[:, None]).sum(2)
+    terms = info_nce(near, bank.cosines(anchors, sets.bank_of, rows), TAU)
     loss = mean_of_present(terms, sets, bank.filled)
     loss.backward()
     assert loss.item() == pytest.approx(d[f"{rule}_loss"].item(), abs=2e-6)
@@ -126,10 +129,23 @@ def test_bank_is_the_queue_of_the_original():
     [(1, 0, 2, 0.239545), (1, 1, 50, 3.931826), (1, -1, 50, 0.650126), (-1, 1, 50, 7.912389)],
 )
 def test_info_nce_by_hand(near, far, count, loss):
-    anchor = torch.tensor([1.0, 0.0]).expand(1, 3, 2)
-    negative = torch.tensor([far, 0.0] if far else [0.0, 1.0]).expand(1, 3, count, 2)
-    found = info_nce(3 * anchor, torch.tensor([[5.0 * near, 0.0]]), negative, 0.5)
+    found = info_nce(torch.full((1, 3), float(near)), torch.full((1, 3, count), float(far)), 0.5)
     assert found.item() == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[6, 6, 6], [6, 9, 6]])
+@pytest.mark.parametrize("count", [1, 20])
+def test_cosines_with_the_bank_however_they_are_taken(sizes, count):
+    torch.manual_seed(0)
+    bank, bank_of = MemoryBank(sizes, 4, torch.float32), torch.tensor([2, 0, 1])
+    bank.push(torch.randn(3, 5, 4), torch.tensor([5, 5, 5]))
+    anchors = torch.randn(3, 7, 4, requires_grad=True)
+    rows = bank.sample(bank_of, (7, count))
+    found = bank.cosines(unit(anchors), bank_of, rows)
+    expected = F.cosine_similarity(bank.keys[rows], anchors[:, :, None], dim=3)
+    assert torch.allclose(found, expected, atol=1e-6)
+    grads = [torch.autograd.grad(x.square().sum(), anchors)[0] for x in (found, expected)]
+    assert torch.allclose(*grads, atol=1e-5)
 
 
 def scene(classes=6, seed=0, labelled=2):
@@ -185,8 +201,10 @@ def test_nothing_to_contrast_is_a_loss_of_zero_with_a_gradient():
     student = torch.zeros(8, 2, requires_grad=True)
     keys, count = draw_keys(none, 5)
     bank.push(student.detach()[keys], count)
-    anchors = student[draw_anchors(none, 6)]
-    terms = info_nce(anchors, centres(student.detach(), none), bank.keys[bank.sample(sets.bank_of, (6, 7))], TAU)
+    anchors = unit(student[draw_anchors(none, 6)])
+    near = (anchors * unit(centres(student.detach(), none))[:, None]).sum(2)
+    rows = bank.sample(sets.bank_of, (6, 7))
+    terms = info_nce(near, bank.cosines(anchors, sets.bank_of, rows), TAU)
     loss = mean_of_present(terms, sets, bank.filled)
     loss.backward()
     assert loss.item() == 0 and student.grad.eq(0).all() and not bank.filled.any()
@@ -232,9 +250,11 @@ def test_gradient_reaches_drawn_anchors_only_and_is_orthogonal_to_them():
     student = torch.randn(10, 4, requires_grad=True)
     candidates = torch.zeros(2, 10, dtype=torch.bool)
     candidates[0, :3], candidates[1, 4:6] = True, True
-    negatives = F.normalize(torch.randn(2, 5, 6, 4), dim=3)
-    drawn = draw_anchors(candidates, 5)
-    info_nce(student[drawn], torch.randn(2, 4), negatives, TAU).sum().backward()
+    bank, bank_of, drawn = MemoryBank([9, 9], 4), torch.arange(2), draw_anchors(candidates, 5)
+    bank.push(torch.randn(2, 9, 4), torch.tensor([9, 9]))
+    anchors = unit(student[drawn])
+    near = (anchors * unit(torch.randn(2, 4))[:, None]).sum(2)
+    info_nce(near, bank.cosines(anchors, bank_of, bank.sample(bank_of, (5, 6))), TAU).sum().backward()
     outside = torch.ones(10, dtype=torch.bool).index_fill(0, drawn.flatten(), False)
     assert student.grad[outside].eq(0).all() and student.grad[~outside].abs().sum(1).gt(0).all()
     assert torch.allclose((student.grad * student.detach()).sum(1), torch.zeros(10), atol=1e-6)

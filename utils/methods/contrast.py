@@ -15,8 +15,6 @@ from utils.images import IGNORE
 from utils.methods.u2pl import Goal, rank_window, released_split, split_pixels
 from utils.mixing import to_grid
 
-TINY = 1e-8
-
 
 class Sets(NamedTuple):
     """Which pixel serves which class, (C, P) bool each, and (C,) the class whose bank a class is contrasted with."""
@@ -36,7 +34,7 @@ class MemoryBank(nn.Module):
 
     def __init__(self, sizes: list[int], dim: int, dtype: torch.dtype = torch.float16):
         super().__init__()
-        size = torch.tensor(sizes)
+        size, self.even = torch.tensor(sizes), len(set(sizes)) == 1
         self.register_buffer("keys", torch.zeros(sum(sizes) + 1, dim, dtype=dtype))  # the last row takes what is spare
         self.register_buffer("size", size, persistent=False)
         self.register_buffer("start", size.cumsum(0) - size, persistent=False)
@@ -50,7 +48,7 @@ class MemoryBank(nn.Module):
         written = (k < count[:, None]) & (k >= (count - self.size)[:, None])
         rows = self.start[:, None] + (self.ahead[:, None] + k) % self.size[:, None]
         rows = rows.masked_fill(~written, len(self.keys) - 1).flatten()
-        keys = F.normalize(keys.float(), dim=2, eps=TINY).masked_fill(~written[..., None], 0).flatten(0, 1)
+        keys = unit(keys).masked_fill(~written[..., None], 0).flatten(0, 1)
         self.keys.index_copy_(0, rows, keys.to(self.keys.dtype))
         self.ahead.copy_((self.ahead + count) % self.size)
         self.filled.copy_(torch.minimum(self.filled + count, self.size))
@@ -61,9 +59,22 @@ class MemoryBank(nn.Module):
         drawn = torch.rand((len(bank_of), *shape), device=filled.device) * filled
         return self.start[bank_of].view(-1, 1, 1) + torch.minimum(drawn.long(), (filled - 1).clamp(min=0))
 
+    def cosines(self, anchor: Tensor, bank_of: Tensor, rows: Tensor) -> Tensor:
+        """Similarity of anchors (C, M, D) of length 1 to the features in rows (C, M, N) of `sample`, as (C, M, N)."""
+        size = (len(self.keys) - 1) // len(self.size)
+        if self.even and size <= 16 * rows.shape[2]:  # then all similarities cost less than to collect the features
+            keys = self.keys[:-1].view(len(self.size), size, -1)[bank_of].float()
+            return torch.bmm(anchor, keys.mT).gather(2, rows - self.start[bank_of].view(-1, 1, 1))
+        return torch.matmul(self.keys[rows].float(), anchor[..., None])[..., 0]
+
     def fill(self) -> Tensor:
         """How full the bank of every class is, (C,) in [0, 1]."""
         return self.filled / self.size
+
+
+def unit(feature: Tensor) -> Tensor:
+    """Features (..., D) scaled to length 1, in float32; 0 stays 0."""
+    return F.normalize(feature.float(), dim=-1, eps=1e-8)
 
 
 def contrast_sets(
@@ -152,16 +163,12 @@ def centres(feature: Tensor, members: Tensor) -> Tensor:
     return members.float() @ feature.float() / members.sum(1).clamp(min=1)[:, None]
 
 
-def info_nce(anchor: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
-    """The loss of every class, (C,): anchors (C, M, D), positives (C, D), negatives (C, M, N, D) of length 1.
+def info_nce(near: Tensor, far: Tensor, temperature: float) -> Tensor:
+    """The loss of every class, (C,), from the similarity of its anchors to the positive (C, M) and to N negatives each.
 
-    Similarity is the cosine; the mean over anchors of -log softmax of the positive among it and the N negatives
-    (equation 7).
+    The mean over anchors of -log softmax of the positive among it and its negatives, far (C, M, N) (equation 7).
     """
-    anchor, positive = (F.normalize(x.float(), dim=-1, eps=TINY) for x in (anchor, positive))
-    near = torch.einsum("cmd,cd->cm", anchor, positive)[..., None]
-    far = torch.matmul(negative.float(), anchor[..., None])[..., 0]
-    return -(torch.cat([near, far], 2) / temperature).log_softmax(2)[..., 0].mean(1)
+    return -(torch.cat([near[..., None], far], 2) / temperature).log_softmax(2)[..., 0].mean(1)
 
 
 def bank_of_flags(args, device) -> MemoryBank | None:
@@ -190,9 +197,10 @@ def pixel_contrast(bank: MemoryBank, feature: Tensor, goal: Goal, args, every) -
     keys, count = draw_keys(sets.negatives, args.max_keys)
     for new, number in zip(every(teacher[keys].to(bank.keys.dtype)), every(count), strict=True):
         bank.push(new, number)
-    anchors = student[draw_anchors(sets.anchors, args.anchors)]
-    negatives = bank.keys[bank.sample(sets.bank_of, (args.anchors, args.negatives))]
-    terms = info_nce(anchors, centres(teacher, sets.centre), negatives, args.temperature)
+    anchors = unit(student[draw_anchors(sets.anchors, args.anchors)])
+    near = torch.einsum("cmd,cd->cm", anchors, unit(centres(teacher, sets.centre)))
+    rows = bank.sample(sets.bank_of, (args.anchors, args.negatives))
+    terms = info_nce(near, bank.cosines(anchors, sets.bank_of, rows), args.temperature)
     numbers = {"anchors": sets.anchors.sum()[None], "new_keys": count.sum()[None], "bank": bank.fill().mean()[None]}
     return mean_of_present(terms, sets, bank.filled), numbers
 
