@@ -27,7 +27,7 @@ PARTS = {"without": 0.0, "with its head": 0.0, "with head and loss": 0.1}
 
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"size": 512, "batch": 8, "classes": 21, "rounds": 10}.items():
+    for name, value in {"size": 512, "batch": 8, "classes": 21, "rounds": 10, "bank": 30_000, "keys": 512}.items():
         flags.add_argument(f"--{name}", type=int, default=value)
     flags.add_argument("--arch", default="DeepLabV3Plus")
     flags.add_argument("--encoder", default="resnet101")
@@ -55,7 +55,8 @@ def main() -> None:
 def step_of(a, device, head, weight):
     """A function that makes one step with random images."""
     torch.manual_seed(0)
-    args = Args("", "", classes=a.classes, contrast_weight=weight)
+    first = 50_000 if a.bank == 30_000 else a.bank
+    args = Args("", "", classes=a.classes, contrast_weight=weight, bank=a.bank, bank_first=first, max_keys=a.keys)
     net = WithHeads(build_model(a.arch, a.encoder, classes=a.classes), args.features * head, False, 64)
     student = net.to(device, memory_format=torch.channels_last).train()
     teacher, bank = teacher_of(student), bank_of_flags(args, device)
@@ -87,12 +88,15 @@ def step_of(a, device, head, weight):
 
 
 def clock(step, device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    """Seconds of a step: of the processor on a CPU, where others may be at work, else on the wall."""
+    if device.type == "cpu":
+        began = time.process_time()
+        step()
+        return time.process_time() - began
+    torch.cuda.synchronize()
     began = time.perf_counter()
     step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - began
 
 

@@ -62,7 +62,8 @@ def masked_quantile(values: Tensor, valid: Tensor, share: float) -> Tensor:
     """
     ordered = values.float().masked_fill(~valid, math.inf).flatten().sort().values
     place = share * (valid.sum() - 1).clamp(min=0).double()
-    low, high = (ordered[at.long()] for at in (place.floor(), place.ceil()))
+    # to index by a number that lies on a GPU would wait for it
+    low, high = ordered.take(torch.stack([place.floor(), place.ceil()]).long())
     part = (place - place.floor()).float()
     return torch.where(high > low, low + part * (high - low), low)
 
