@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 
-from utils.args import SemiArgs, launch
+from utils.args import launch
 from utils.averages import Averages
 from utils.checkpoint import Checkpoint, bare
 from utils.evaluate import evaluate, named, test_once
@@ -25,6 +25,7 @@ from utils.models.heads import WithHeads
 from utils.optim import build_optimizer
 from utils.pictures import show
 from utils.run import Run
+from utils.semi_args import SemiArgs
 from utils.unlabelled import open_semi
 
 

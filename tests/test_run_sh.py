@@ -509,7 +509,7 @@ LAYERS = [
     {"logs"},
     {"args", "images", "lists", "paired", "sweep", "contour"},
     {"demo", "scores", "store", "averages", "page", "plots", "inference", "overlay", "sources", "export", "points"},
-    {"noise", "plans", "class_scores", "written"},
+    {"noise", "plans", "class_scores", "written", "semi_args"},
     {"own_size", "splits", "regroup", "readers"},
     {"prepare_data", "add_noise", "check_data", "boundary", "report_page", "label_quality"},
     {"metrics", "noise_plan", "cleaned"},

@@ -102,33 +102,6 @@ class RankArgs(TwoNetArgs):
     window: Annotated[int, "batches that are ranked together, so that small ones do not quantise the share"] = 1
 
 
-@dataclass
-class SemiArgs(TrainArgs):
-    train_csv: Annotated[str, "labelled list (CSV: img,filename)"]
-    unlabelled_csv: Annotated[str, "unlabelled list (CSV: img); an epoch is a pass over it"] = ""
-    augment: Annotated[Literal["none", "flip", "crop", "strong"], "augmentation of labelled and unlabelled images"] = (
-        "crop"
-    )
-    batch_size: Annotated[int, "labelled, and as many unlabelled, images a step and process", "-b"] = 8
-    epochs: Annotated[int, "passes over the unlabelled list (without one: over the labelled list)", "-e"] = 1
-    unsup_weight: Annotated[float, "weight of the loss of pseudo-labels"] = 1.0
-
-
-@dataclass
-class ContrastArgs(SemiArgs):
-    contrast_weight: Annotated[float, "weight of the contrastive loss"] = 0.1
-    anchors: Annotated[int, "pixels of a class that are contrasted a step"] = 50
-    negatives: Annotated[int, "negatives of each"] = 256
-    temperature: Annotated[float, "of the similarities"] = 0.5
-    anchor_threshold: Annotated[float, "the teacher's probability of the class above which a pixel is an anchor"] = 0.3
-    rank_low: Annotated[int, "first rank (from 0) at which a class is ruled out; 0: 3, or 1 below five classes"] = 0
-    rank_high: Annotated[int, "rank from which on it is no longer one"] = 20
-    max_keys: Annotated[int, "new negatives a class, step and process"] = 512
-    bank: Annotated[int, "negatives that are kept for a class"] = 30_000
-    bank_first: Annotated[int, "the same for class 0; 0: as the others"] = 50_000
-    features: Annotated[int, "numbers a pixel that are contrasted"] = 256
-
-
 def parse(cls, argv=None, doc=None):
     """The dataclass `cls` filled from the command line (or `argv`); InputError for values no run can use."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=_Help, allow_abbrev=False)
