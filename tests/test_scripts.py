@@ -33,6 +33,7 @@ NEUTRAL = {
     "train_decoupling.py": ["--init-epochs", "99", "--unit", "image"],
     "train_co_teaching.py": ["--forget-rate", "0"],
     "train_co_teaching+.py": ["--forget-rate", "0", "--init-epochs", "99"],
+    "train_spatial_correction.py": ["--rounds", "0"],
 }
 
 
@@ -82,6 +83,8 @@ def test_interrupted_run_ends_on_the_same_bits(script, tiny, tmp_path, monkeypat
     flags = ["--epochs", "3", "--augment", "strong", "--optimizer", "ranger"]
     if script == "train_with_KDweight.py":
         flags += ["--warmup", "1"]
+    if script == "train_spatial_correction.py":
+        flags += ["--rounds", "1"]
     whole = launch(script, tiny, tmp_path, "whole", *flags)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt_after(patch, 1)
@@ -104,6 +107,7 @@ def test_method_differs_from_the_baseline_elsewhere(script, tiny, tmp_path):
         "train_with_KDweight.py": ["--warmup", "0"],
         "train_decoupling.py": [],
         "train_early_correction.py": [],
+        "train_spatial_correction.py": ["--min-bias", "0"],
     }.get(script, ["--num-gradual", "1"])
     flags = [] if "eacher_weight" in script or script == "train_with_weight.py" else flags
     plain = launch(BASE, tiny, tmp_path, "plain", "--epochs", "3")

@@ -44,6 +44,10 @@ class CorrectedDataset(ListDataset):
             remedy = f"it holds corrected labels of this run; remove {self.folder.parent} to train again"
             raise InputError(f"{error}; {remedy}") from None
 
+    def given(self, i: int) -> np.ndarray:
+        """The mask (H, W) that the list names."""
+        return super()._pair(i)[1]
+
     def clean_known(self) -> bool:
         """Whether the list names a clean mask, which is there, for every image (column `clean`)."""
         if "clean" not in self.frame:
@@ -83,7 +87,7 @@ def correct_labels(run, net, dataset: CorrectedDataset, early: EarlyLearning, du
             if compare:
                 clean = torch.from_numpy(dataset.clean(i).copy())
                 areas += torch.stack([_areas(label, clean, args.classes) for label in (old, new)])
-    _to_disk(folder)
+    files_to_disk(folder)
     changed = run.sum(changed.to(run.device, torch.int32)).cpu() > 0
     pixels, areas = run.sum(pixels.to(run.device)).tolist(), run.sum(areas.to(run.device)).cpu()
     early.note(version, due, changed)
@@ -113,7 +117,7 @@ def _areas(label, clean, classes):
     return torch.stack(counts).double()
 
 
-def _to_disk(folder):
+def files_to_disk(folder):
     """Have the files of a folder on the disk before a checkpoint there says that they are."""
     for path in folder.iterdir():
         handle = os.open(path, os.O_RDONLY)

@@ -7,8 +7,9 @@ Run   python utils/prepare_data.py demo --out data/demo
       python utils/prepare_data.py text splits/pascal/92/labeled.txt --root data/VOC --out data/csv/labelled_92.csv
       python utils/prepare_data.py regroup --list all.csv --mapping groups.csv --out data/masks/groups
       python utils/prepare_data.py camvid /data/CamVid --out data/camvid
+      python utils/prepare_data.py jsrt --source data/jsrt --organ lung --out data/csv/jsrt_lung
 
-data/README.md describes the readers of published datasets: person, pet, voc, cityscapes, camvid, ade20k, cocostuff.
+data/README.md describes the readers of published datasets: person, pet, voc, cityscapes, camvid, ade20k, cocostuff, jsrt.
 """
 
 import json
@@ -36,7 +37,7 @@ from utils.errors import InputError
 from utils.images import SUFFIXES, read_mask, write_mask
 from utils.lists import from_root, read_list, unique_stems
 from utils.logs import read_record, replace_text
-from utils.readers import ade20k, camvid, cityscapes, cocostuff, person, pet, voc
+from utils.readers import ade20k, camvid, cityscapes, cocostuff, jsrt, person, pet, voc
 from utils.readers.common import SetArgs
 from utils.regroup import RegroupArgs, regroup
 from utils.splits import LabelledArgs, TextArgs, convert_text, split_labelled
@@ -248,6 +249,7 @@ COMMANDS: dict[str, tuple[Callable, type]] = {
     "camvid": (camvid.prepare, SetArgs),
     "ade20k": (ade20k.prepare, SetArgs),
     "cocostuff": (cocostuff.prepare, SetArgs),
+    "jsrt": (jsrt.prepare, jsrt.JsrtArgs),
 }
 
 if __name__ == "__main__":
