@@ -19,7 +19,7 @@ TEACHER_EPOCHS=${TEACHER_EPOCHS:-$((10 * EPOCHS))} PAGE=${PAGE-benchmarks/jsrt.m
 MIN_BIAS=$("$PY" -c "print($SIZE / 256)") # a pixel of the published size
 LAUNCH=("$PY")
 if [ "$NPROC" -gt 1 ]; then LAUNCH+=(-m torch.distributed.run --standalone "--nproc_per_node=$NPROC"); fi
-ROWS="clean no_weight teacher_bf kd_bf teacher_pixel kd_pixel spatial_correction spatial_distance gce sce nr_dice t_loss early_correction"
+ROWS="clean no_weight teacher_bf kd_bf teacher_pixel kd_pixel spatial_correction spatial_distance gce sce nr_dice t_loss early_correction cleaned"
 for name in $ONLY; do
   [[ " $ROWS " == *" $name "* ]] || { echo "error: ONLY=$ONLY: no row $name; rows are $ROWS" >&2; exit 2; }
 done
@@ -46,6 +46,8 @@ teacher() { # trained on the clean validation images, strongly augmented; its ma
   "$PY" utils/predict_mask.py --list "$LISTS/train.csv" --checkpoint "$HOME_OF/teacher/last.pt" --trusted --support \
     --out "$HOME_OF/masks" --precision "$PRECISION"
   "$PY" utils/get_weight.py --list "$LISTS/train.csv" --teacher "$HOME_OF/masks" --name teacher --score bf --out "$HOME_OF/weights"
+  "$PY" utils/get_weight.py --list "$LISTS/train.csv" --teacher "$HOME_OF/masks" --name teacher --score bf --write-labels \
+    --threshold 0.9 --out "$HOME_OF/cleaned"
 }
 rows_of_seed() {
   local loss noisy=$LISTS/train.csv bf=$HOME_OF/weights/train_teacher_weight_bfscore.csv support=$HOME_OF/masks_support.csv
@@ -57,6 +59,7 @@ rows_of_seed() {
   row kd_pixel train_with_KDweight.py "$support" "$EPOCHS" --level pixel --warmup $((EPOCHS / 10))
   for loss in gce sce nr_dice t_loss; do row $loss train_without_weight.py "$noisy" "$EPOCHS" --loss $loss; done
   row early_correction train_early_correction.py "$noisy" "$EPOCHS"
+  row cleaned train_without_weight.py "$HOME_OF/cleaned/train_teacher_cleaned_bf.csv" "$EPOCHS"
   row teacher_bf train_with_Teacher_weight.py "$bf" "$EPOCHS"
   row kd_bf train_with_KDweight.py "$bf" "$EPOCHS" --quality bf --warmup $((EPOCHS / 10)) --student-theta $((SIZE >= 241 ? 5 : 3))
 }
@@ -65,7 +68,7 @@ for SEED in $SEEDS; do
   for organ in $ORGANS; do
     HOME_OF=$OUT/$organ LISTS=$OUT/$organ/lists
     "$PY" utils/prepare_data.py jsrt --source "$DATA" --organ "$organ" --out "$LISTS"
-    teacher
+    if [ -z "$ONLY" ] || [[ $ONLY == *teacher* || $ONLY == *kd_* || $ONLY == *cleaned* ]]; then teacher; fi
     rows_of_seed
   done
 done

@@ -9,7 +9,8 @@ Run   python utils/prepare_data.py demo --out data/demo
       python utils/prepare_data.py camvid /data/CamVid --out data/camvid
       python utils/prepare_data.py jsrt --source data/jsrt --organ lung --out data/csv/jsrt_lung
 
-data/README.md describes the readers of published datasets: person, pet, voc, cityscapes, camvid, ade20k, cocostuff, jsrt.
+data/README.md describes the readers of published datasets: person, pet, voc, cityscapes, camvid, ade20k, cocostuff,
+jsrt.
 """
 
 import json
