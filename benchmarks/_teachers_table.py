@@ -47,7 +47,8 @@ def main(args: Args) -> None:
         cells = [_cell([one[key] for one in seeds], digits) for key, digits in COLUMNS.items()]
         cells[4] += f", {_cell([one['precision'] for one in seeds], 3)}"
         lines.append(f"| {name} | {' | '.join(cells)} | {len(seeds)} |")
-    about = read_record(next(folder.glob("*/env.json")))
+    # of the first run: the table itself changes the page, and so the tree, before the others
+    about = read_record(min(folder.glob("*/env.json"), key=lambda path: path.stat().st_mtime))
     state = " with changes" if about["dirty"] else ""
     lines += ["", f"Measured: commit {about['commit'][:10]}{state}, torch {about['torch']}, {about['device']}."]
     fill_block(Path(args.page), "teachers", "\n".join(lines))

@@ -10,7 +10,7 @@ set -euo pipefail
 DATA=$(realpath "${DATA:?DATA=folder with image/ and mask/}")
 cd "$(dirname "$0")/.."
 SEEDS=${SEEDS:-0} SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-60} ENCODER=${ENCODER:-resnet18} PY=${PY:-python}
-ARCHS=${ARCHS:-PointRend FPN Unet DeepLabV3Plus UPerNet Segformer}
+ARCHS=${ARCHS:-PointRend Unet DeepLabV3Plus UPerNet Segformer}
 if [ -z "${PRECISION:-}" ]; then grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo && PRECISION=bf16 || PRECISION=fp32; fi
 OUT=runs/teachers-$(basename "$DATA")-$ENCODER-${SIZE}px-${EPOCHS}ep
 LISTS=$OUT/lists NOISY=$OUT/lists/dilate
