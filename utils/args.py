@@ -29,7 +29,7 @@ class TrainArgs:
     learning_rate: Annotated[float, "starting step size; 0.1 suits ranger, 1e-3 adamw", "-l"] = 0.1
     load: Annotated[str, "checkpoint whose weights the network starts from", "-f"] = ""
     arch: Annotated[
-        str, "PlainUNet, PointRend, or any segmentation-models-pytorch architecture (Unet, UPerNet, ...)"
+        str, "PlainUNet, PointRend, FCN, OCRNet, STDC1, STDC2, or any of segmentation-models-pytorch (Unet, ...)"
     ] = "PlainUNet"
     encoder: Annotated[str, "segmentation-models-pytorch encoder; PlainUNet has none"] = "resnet34"
     encoder_weights: Annotated[str, "none, or imagenet (fetched from the network at first use)"] = "none"

@@ -204,7 +204,8 @@ def load_network(path):
     if "nets" not in state or "models" not in state:
         raise InputError(f"{path}: not a checkpoint of these scripts; train one with train_without_weight.py")
     about = state["model"] = state["models"][state["net"]]
-    net = build_model(about["arch"], about["encoder"], "none", about["classes"], about["width"])
+    how = about["arch"], about["encoder"], "none", about["classes"], about["width"], about.get("extra", 0)
+    net = build_model(*how)
     net.load_state_dict(state["nets"][state["net"]])
     return net, state
 

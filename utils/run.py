@@ -28,6 +28,7 @@ from utils.models import build_model
 from utils.steps import Batches, Steps
 
 PACKAGES = ("torchvision", "segmentation-models-pytorch", "albumentations", "opencv-python-headless", "numpy", "pandas")
+CONTENT = ("train_csv", "valid_csv", "test_csv", "teacher")  # files whose content decides about the run
 # flags that may change between the parts of one run
 FREE = {"workers", "run_dir", "cache_gb", "cache_dir", "cpu", "save_minutes", "pictures"}
 
@@ -52,16 +53,18 @@ class Run(Steps):
             self._open_folder()
         self.seed_everything(args.seed)
 
-    def build(self, index: int = 0, arch: str = "", encoder: str = "", around=None):
+    def build(self, index=0, arch: str = "", encoder: str = "", around=None, extra: int = 0, extra_init: str = "rgb"):
         """The network of the flags (the `index`-th of several), initialised from the seed, wrapped for this device.
 
-        `around`, a function, puts it into a larger module first.
+        `around`, a function, puts it into a larger module first. With `extra` channels of input it is the same network,
+        as far as it sees the image.
         """
         a = self.args
         self.seed_everything(a.seed + 10_007 * index)
         arch, encoder = arch or a.arch, encoder or a.encoder
-        net = build_model(arch, encoder, a.encoder_weights, a.classes, a.width)
+        net = build_model(arch, encoder, a.encoder_weights, a.classes, a.width, extra, extra_init)
         model = {"arch": arch, "encoder": encoder, "classes": a.classes, "width": a.width, "size": a.size}
+        model |= {"extra": extra} if extra else {}
         self.about["models"].append(model)
         if a.load:
             load_weights(net, a.load, index)
@@ -199,6 +202,14 @@ class Run(Steps):
             for buffer in bare(net).buffers():
                 dist.broadcast(buffer, 0)
 
+    def join(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, of one shape and without gradient, one after the other along the first axis."""
+        if self.world == 1:
+            return tensor
+        every = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.world)]
+        dist.all_gather(every, tensor.detach().contiguous())
+        return torch.cat(every)
+
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over the processes of a tensor without gradient."""
         return self.sum(tensor.detach().clone().double()) / self.world
@@ -219,7 +230,7 @@ class Run(Steps):
             self.lock.truncate(0)
             self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             self.lock.flush()
-        lists = {k: _digest(getattr(self.args, k)) for k in ("train_csv", "valid_csv", "test_csv")}
+        lists = {k: _digest(getattr(self.args, k)) for k in CONTENT if hasattr(self.args, k)}
         now = asdict(self.args) | {"processes": self.world, "content": lists}
         path = self.dir / "args.json"
         if read_record(path) and any((self.dir / name).exists() for name in ("last.pt", "previous.pt")):

@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 
 class PlainUNet(nn.Module):
-    """U-Net of widths w, 2w, 4w, 8w, 16w: (N, 3, H, W) -> (N, outputs, H, W) for any H, W of 16 or more.
+    """U-Net of widths w, 2w, 4w, 8w, 16w: (N, inputs, H, W) -> (N, outputs, H, W) for any H, W of 16 or more.
 
     With width 64 and one output it has the 31,043,521 parameters of the published network.
     """
 
-    def __init__(self, outputs: int = 1, width: int = 64):
+    def __init__(self, outputs: int = 1, width: int = 64, inputs: int = 3):
         super().__init__()
         widths = [width * 2**i for i in range(5)]
-        self.down = nn.ModuleList(_block(a, b) for a, b in zip([3, *widths[:-1]], widths, strict=True))
+        self.down = nn.ModuleList(_block(a, b) for a, b in zip([inputs, *widths[:-1]], widths, strict=True))
         widths.reverse()
         pairs = list(itertools.pairwise(widths))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
