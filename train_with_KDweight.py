@@ -5,6 +5,7 @@ Paper    Liang et al., "NLKD: using coarse annotations for semantic segmentation
          every step, from hard masks and without a gradient; T is 0 for --warmup epochs, then grows to --t-end.
          --level pixel: one weight a pixel, s^T t^(1 - T) of the probabilities that student and teacher give its label,
          low beside the contour; after the authors' later BAKD (2025). Lists by utils/predict_mask.py --support.
+         --distill kl --teacher CHECKPOINT: a teacher also teaches, as in train_distill.py.
 Run      python train_with_KDweight.py --train_csv WEIGHTS.csv --valid_csv VALID.csv --test_csv TEST.csv --name bf_kd
 2 GPUs   torchrun --standalone --nproc_per_node=2 train_with_KDweight.py ... (same flags)
 Results  benchmarks/nlkd.md
@@ -13,9 +14,12 @@ Results  benchmarks/nlkd.md
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from torch import nn
+
 from utils.args import WeightArgs, launch
 from utils.averages import Averages
 from utils.checkpoint import Checkpoint
+from utils.distill import DistillArgs, check_distill, distiller, each
 from utils.evaluate import evaluate, named, test_once
 from utils.lists import weight_score
 from utils.losses import hard
@@ -36,7 +40,7 @@ from utils.support import open_weighted
 
 
 @dataclass
-class Args(WeightArgs):
+class Args(DistillArgs, WeightArgs):
     quality: Annotated[
         Literal["auto", "miou", "bf", "bm", "iou", "dice"],
         "the student's score; auto: the one behind the list's weights",
@@ -50,6 +54,7 @@ class Args(WeightArgs):
 
 
 def main(args: Args) -> None:
+    check_distill(args)
     run = Run(args)
     if run.finished():
         return
@@ -59,8 +64,10 @@ def main(args: Args) -> None:
         quality = weight_score(train.dataset.frame, args.train_csv)
     theta = args.student_theta or args.theta
     net, criterion = run.build(), build_loss(args).to(run.device)
-    optimizer, schedule = build_optimizer(args, net, len(train), criterion)
-    checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule], losses=[criterion])
+    distil = distiller(run, net, test)
+    own = nn.ModuleList([criterion, distil])
+    optimizer, schedule = build_optimizer(args, net, len(train), own)
+    checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule], losses=[own])
 
     for epoch in checkpoint.epochs(args.epochs):
         stats = Averages(run, lr=schedule.get_last_lr()[0])
@@ -68,6 +75,7 @@ def main(args: Args) -> None:
         for batch in run.batches(train, epoch, [net]):
             with run.autocast():
                 logits = net(batch["image"])
+                target = distil.ask(batch["image"])
             loss, student = criterion(logits, batch["mask"]), None
             if pixel:
                 product, weight = weigh_pixels(logits, batch, share, args, criterion.per_pixel)
@@ -80,9 +88,11 @@ def main(args: Args) -> None:
                 weight = mix_weights(batch["weight"], student, share, args.weight_floor)
                 product = weight * loss
             mean = run.mean(weight.mean()) if args.normalise == "weight" else None
-            run.step(net, optimizer, schedule, weighted_mean(product, weight, args.normalise, mean))
+            terms = distil(logits, target, batch["mask"])
+            total = weighted_mean(product, weight, args.normalise, mean) + sum(terms.values())
+            run.step(net, optimizer, schedule, total)
             stats.add(batch["noisy"], loss=loss, weight=weight)
-            stats.add(weight_square=weight**2)
+            stats.add(weight_square=weight**2, **each(terms, len(loss)))
             stats.keep(weight=weight)
         scores, means = evaluate(run, net, valid), stats.result() | learnt(criterion)
         size = effective_size(means["train_weight"], means["train_weight_square"], len(train.dataset))

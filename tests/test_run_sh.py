@@ -517,6 +517,7 @@ LAYERS = [
     {"optim", "methods", "checkpoint", "augment", "generate_noisy_label"},
     {"dataset", "ema"},
     {"support", "corrected", "steps", "pictures", "unlabelled"},
+    {"distill", "lad"},
     {"run", "relabel"},
     {"evaluate", "predict_mask", "get_weight", "audit_page", "audit_notes"},
     {"report", "audit"},

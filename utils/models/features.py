@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import InputError
+from utils.models.pointrend import STRIDE, PointRend
 
 
 class FeatureTap:
@@ -15,10 +16,11 @@ class FeatureTap:
     """
 
     def __init__(self, net: nn.Module, arch: str):
-        head = getattr(net.net, "segmentation_head", None) or getattr(net.net, "head", None)
+        inner = net.net.coarse if isinstance(net.net, PointRend) else net.net
+        head = getattr(inner, "segmentation_head", None) or getattr(inner, "head", None)
         if head is None:
             raise InputError(f"--arch {arch}: its features are not known here; use --distill kl, cwd or dist")
-        self.stride, self.map = net.stride, None
+        self.stride, self.map = (STRIDE if inner is not net.net else net.stride), None
         self.channels = next(m.in_channels for m in head.modules() if isinstance(m, nn.Conv2d))
         head.register_forward_pre_hook(self._keep)
 
