@@ -9,27 +9,32 @@ from utils.metrics import pixel_counts, scores_of, split_iou
 from utils.scores import ratio
 
 
-def evaluate(run, net, loader) -> dict[str, float]:
+def plain(net, batch: dict):
+    """The logits of a network that sees the image alone."""
+    return net(batch["image"])
+
+
+def evaluate(run, net, loader, forward=plain) -> dict[str, float]:
     """Scores of a network on a list, each in [0, 1].
 
     `iou` (binary: foreground) and `miou` come from pixel counts summed over the list; `dice` and `bf` (boundary F1) are
     means over images; `score` = (iou + dice + bf) / 3 chooses checkpoints. `--compat nlkd` adds `compat_miou`,
-    a / (2 - a) of each batch's pixel accuracy a, which the released code calls mIoU.
+    a / (2 - a) of each batch's pixel accuracy a, which the released code calls mIoU. `forward` (net, batch) -> logits.
     """
-    return evaluate_all(run, [net], loader)[0]
+    return evaluate_all(run, [net], loader, forward)[0]
 
 
 @torch.inference_mode()
-def evaluate_all(run, nets, loader) -> list[dict[str, float]]:
+def evaluate_all(run, nets, loader, forward=plain) -> list[dict[str, float]]:
     """`evaluate` of several networks, which share every batch."""
     for net in nets:
         run.share_buffers(net)
-    every = run.sum(count_list(run, nets, loader)).cpu()  # the one time the host waits
+    every = run.sum(count_list(run, nets, loader, forward)).cpu()  # the one time the host waits
     return [scores_of_list(of_net, len(loader.dataset), run.args) for of_net in every]
 
 
 @torch.inference_mode()
-def count_list(run, nets, loader) -> Tensor:
+def count_list(run, nets, loader, forward=plain) -> Tensor:
     """What this process's share of a list adds to the scores of each network, a row each, for `scores_of_list`."""
     nets = [bare(net).eval() for net in nets]
     sums, done = [0] * len(nets), [0, 0, 0]  # the first on the device, where they wait for the end
@@ -37,7 +42,7 @@ def count_list(run, nets, loader) -> Tensor:
         mask = batch["mask"]
         for i, net in enumerate(nets):
             with run.autocast():
-                pred = hard(net(batch["image"]))
+                pred = hard(forward(net, batch))
             sums[i] = sums[i] + _of_batch(pred, mask, run.args)
         done = [a + b for a, b in zip(done, (len(mask), 1, mask.numel()), strict=True)]
     rows = 3 + 3 * run.args.classes
@@ -82,13 +87,18 @@ def named(prefix: str, scores: dict) -> dict:
     return {f"{prefix}_{key}": value for key, value in scores.items()}
 
 
-def test_once(run, checkpoint, loader) -> None:
-    """The last line of a run: the chosen checkpoint on the test list, once, if there is one."""
+def test_once(run, checkpoint, loader, forwards=None) -> None:
+    """The last line of a run: the chosen checkpoint on the test list, once, if there is one.
+
+    `forwards` {prefix of the scores: forward}: other ways of using the network than `plain`.
+    """
     checkpoint.wait()
     if loader is None:
         run.log(split="none")
     else:
         epoch, which, net = checkpoint.chosen(run.args.select)
-        scores = evaluate(run, net, loader)
-        run.log(split="test", checkpoint=run.args.select, best_epoch=epoch, net=which, **named("test", scores))
+        scores = {}
+        for name, forward in (forwards or {"test": plain}).items():
+            scores |= named(name, evaluate(run, net, loader, forward))
+        run.log(split="test", checkpoint=run.args.select, best_epoch=epoch, net=which, **scores)
     run.close()
