@@ -8,10 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
+from utils.checkpoint import write_checkpoint
 from utils.images import write_mask
+from utils.models import build_model
 
 # what a script needs beyond --train_csv, --valid_csv and --test_csv
 LISTS = {"train_u2pl": {"unlabelled_csv": "unlabelled.csv"}, "train_unimatch": {"unlabelled_csv": "unlabelled.csv"}}
+LISTS |= {"train_distill": {"teacher": "teacher.pt"}, "train_lad_student": {"teacher": "lad_teacher.pt"}}
 
 torch.set_num_threads(1)  # the networks here are too small to share, and shared cores would make threads wait
 
@@ -55,7 +58,18 @@ def draw_lists(root: Path) -> Path:
     frame[:13].assign(weight=1.0, bf=1.0).to_csv(root / "ones.csv", index=False)
     plain[:13][["img"]].to_csv(root / "unlabelled.csv", index=False)
     _write_classes(root, plain)
+    write_teacher(root / "teacher.pt")
+    write_teacher(root / "lad_teacher.pt", extra=1)
     return root
+
+
+def write_teacher(path: Path, classes: int = 1, **extra: int) -> None:
+    """A checkpoint of a network that knows nothing, but says it loudly."""
+    torch.manual_seed(classes)
+    net = build_model("PlainUNet", classes=classes, width=6, **extra)
+    net.net.head.weight.data *= 10
+    model = {"arch": "PlainUNet", "encoder": "", "classes": classes, "width": 6, "size": 16} | extra
+    write_checkpoint(path, {"nets": [net.state_dict()], "models": [model], "net": 0})
 
 
 def _write_classes(root, frame):

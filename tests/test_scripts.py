@@ -34,6 +34,8 @@ NEUTRAL = {
     "train_co_teaching.py": ["--forget-rate", "0"],
     "train_co_teaching+.py": ["--forget-rate", "0", "--init-epochs", "99"],
     "train_spatial_correction.py": ["--rounds", "0"],
+    "train_distill.py": ["--distill", "kl:0,cirkd:0"],
+    "train_lad_student.py": ["--distill", "cwd:0"],
 }
 
 
@@ -105,11 +107,9 @@ def test_neutral_setting_is_the_baseline(script, tiny, tmp_path):
 def test_method_differs_from_the_baseline_elsewhere(script, tiny, tmp_path):
     flags = {
         "train_with_KDweight.py": ["--warmup", "0"],
-        "train_decoupling.py": [],
-        "train_early_correction.py": [],
         "train_spatial_correction.py": ["--min-bias", "0"],
-    }.get(script, ["--num-gradual", "1"])
-    flags = [] if "eacher_weight" in script or script == "train_with_weight.py" else flags
+    }.get(script, [])
+    flags = ["--num-gradual", "1"] if "co_teaching" in script else flags
     plain = launch(BASE, tiny, tmp_path, "plain", "--epochs", "3")
     method = launch(script, tiny, tmp_path, "method", "--epochs", "3", *flags)
     assert not same(plain[0], method[0])
