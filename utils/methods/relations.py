@@ -101,11 +101,11 @@ def _blocks(student, student_keys, teacher, teacher_keys, weight, temperature, v
     for b in range(len(student)):
         log_s = _rows(student[b], keys_s, groups, temperature, valid)
         log_t = _rows(teacher[b], keys_t, groups, temperature, valid)
-        t, share = log_t.exp(), weight[b][:, None, None]
-        total = total + (share * t * (log_t - log_s)).sum()
+        t = log_t.exp()
+        total = total + (weight[b][:, None] * torch.linalg.vecdot(t, log_t.sub_(log_s))).sum()
         if wanted[0] or wanted[1]:
             # of the KL with respect to the student's cosines
-            slope = (log_s.exp_().sub_(t).mul_(share / temperature)).view(-1, groups * count)
+            slope = (log_s.exp_().sub_(t).mul_(weight[b][:, None, None] / temperature)).view(-1, groups * count)
         if wanted[0]:
             of_anchors[b] = slope @ keys_s
         if wanted[1]:
