@@ -67,7 +67,7 @@ def check_distill(args, needed: bool = False) -> None:
         raise InputError("--teacher: say with --distill what it teaches, e.g. --distill cwd")
     if (needed or args.distill) and not args.teacher:
         raise InputError("--teacher: name the checkpoint of the teacher, e.g. runs/teacher/best.pt")
-    if args.distill_stride == 1 and set(mixture(args.distill)) - ON_LOGITS:
+    if set(mixture(args.distill)) - ON_LOGITS and args.distill_stride == 1:
         raise InputError("--distill-stride 1: features are compared pair by pair, which is too much; use 4 or more")
 
 
