@@ -405,6 +405,8 @@ def test_mixture_has_usual_weights_and_given_ones():
         (["--distill", ""], "say with --distill"),
         (["--cwd-temperature", "0"], "--cwd-temperature 0.0: must be above 0"),
         (["--distill", "skd", "--distill-stride", "1"], "--distill-stride 1"),
+        (["--distill", "cirkd", "--compile"], "--compile: features cannot"),
+        (["--distill", "kd"], "--distill kd: use NAME"),
     ],
 )
 def test_mistakes_are_one_line(flags, what, tiny, tmp_path):

@@ -67,7 +67,11 @@ def check_distill(args, needed: bool = False) -> None:
         raise InputError("--teacher: say with --distill what it teaches, e.g. --distill cwd")
     if (needed or args.distill) and not args.teacher:
         raise InputError("--teacher: name the checkpoint of the teacher, e.g. runs/teacher/best.pt")
-    if set(mixture(args.distill)) - ON_LOGITS and args.distill_stride == 1:
+    on_features = set(mixture(args.distill)) - ON_LOGITS
+    if on_features and args.compile:
+        names = ", ".join(sorted(on_features))
+        raise InputError(f"--compile: features cannot be read from a compiled network; leave it or {names} out")
+    if on_features and args.distill_stride == 1:
         raise InputError("--distill-stride 1: features are compared pair by pair, which is too much; use 4 or more")
 
 
