@@ -8,11 +8,12 @@
 # Everything finished is skipped, everything interrupted goes on. Exit codes: 0 done, 1 a run failed, 2 a mistake in the
 # settings or a sweep that is running already, 75 interrupted (the same command goes on). Settings, by environment:
 #   DATA, TEST (clean test list)   NOISE="10 20 ... 60" (0: masks as they are)   OP=both|erode|dilate   LEVELS="6 10"
-#   KINDS="polygon missing:0.3+box:0.7" instead of OP and LEVELS: each word is a noise of its own, + mixes   SEVERITY=0.8
+#   KINDS="polygon missing:0.3+box:0.7" instead of OP and LEVELS: each word is a noise of its own, + mixes   SEVERITY="0.8" or several
 #   CLASSES=11 for masks of class indices (255 is ignored); KINDS is then jitter+polygon+missing+confusion if not given
 #   SEEDS="0 1 2"  EPOCHS  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  PRECISION  AUGMENT
 #   TEACHER=trusted|folds  TRUSTED=20 or a list of clean masks  TEACHER_EPOCHS  VALID=trusted|noisy  SELECT=best|last  STUDENT_THETA
-#   ONLY="no_weight kd_bf gce" (rows; cleaned gce sce nr_dice t_loss early_correction run only where it names them)
+#   ONLY="no_weight kd_bf gce" (rows; cleaned gce sce nr_dice t_loss early_correction
+#     spatial_correction run only where it names them)
 #   NPROC (torchrun processes a run)  JOBS (runs at a time; each has its own NPROC GPUs)
 #   SWEEP (its name; all it writes is in runs/SWEEP)  DRY_RUN=1 (print the command lines, ready to be executed)
 #   LAUNCHER (words before a training script, as srun)  TORCHRUN (torchrun's flags, else --standalone): benchmarks/slurm.sh
@@ -30,7 +31,7 @@ fail() {
 MODE=${1:-sweep}
 ROWS="clean no_weight teacher_miou teacher_bf teacher_bm teacher_pixel kd_miou kd_bf kd_bm kd_pixel decoupling co_teaching
   co_teaching+ weights"
-ROWS=$(echo $ROWS) MORE_ROWS="cleaned gce sce nr_dice t_loss early_correction"
+ROWS=$(echo $ROWS) MORE_ROWS="cleaned gce sce nr_dice t_loss early_correction spatial_correction"
 [ "$MODE" = paper ] || [ "$MODE" = sweep ] || fail "./run.sh $MODE: say nothing, or 'paper'"
 NPROC=${NPROC:-1} DRY_RUN=${DRY_RUN:-} ONLY=${ONLY:-} SEEDS=${SEEDS:-0}
 OP=${OP:-both} LEVELS=${LEVELS:-6 10} NOISE=${NOISE:-60} TEACHER=${TEACHER:-trusted} TRUSTED=${TRUSTED:-20}
@@ -63,6 +64,7 @@ case $OP in both|erode|dilate) ;; *) fail "OP=$OP: both, erode or dilate" ;; esa
 for name in $KINDS; do
   [[ $name =~ ^[a-z_]+(:[0-9.]+)?(\+[a-z_]+(:[0-9.]+)?)*$ ]] || fail "KINDS=$KINDS: $name is not KIND, or KIND:CHANCE+KIND:CHANCE"
 done
+[[ " $SEVERITY " =~ ^(\ +0?\.[0-9]+)+\ +$ ]] || fail "SEVERITY=$SEVERITY: IoUs such as 0.8, separated by blanks"
 if [ "$TEACHER" = trusted ] && [ ! -f "$TRUSTED" ]; then
   [[ $TRUSTED =~ ^[1-9][0-9]*$ ]] || fail "TRUSTED=$TRUSTED: a number of images, or a list of clean masks"
   if [[ " $NOISE " == *" 0 "* ]] && [ "$MODE" = sweep ]; then
@@ -302,11 +304,10 @@ draw_demo() { # an input of every sweep without DATA: drawn once, also where two
 
 sweep() {
   find_data
-  local kinds=("") kind
-  [ -z "$KINDS" ] || read -ra kinds <<<"$KINDS"
+  local kind severity
   NOISED=$OP # the noise and the trusted list of other settings live beside it, not in its place
   [ "$LEVELS" = "6 10" ] || NOISED+=-${LEVELS// /to}
-  [ -z "$KINDS" ] || NOISED=$(slug "$KINDS")-$SEVERITY
+  [ -z "$KINDS" ] || NOISED=$(slug "$KINDS-$SEVERITY")
   [ "$TEACHER" = folds ] || [ "$TRUSTED" = 20 ] || [ -f "$TRUSTED" ] || NOISED+=-${TRUSTED}trusted
   [ "$CLASSES" = 1 ] || SET+=-${CLASSES}classes
   local default=$SET-$NOISED-$TEACHER-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep
@@ -318,7 +319,12 @@ sweep() {
   stage utils/prepare_data.py "${SOURCE[@]}" --out "$LISTS"
   TRUSTED_LIST=""
   if [ -f "$TRUSTED" ]; then TRUSTED_LIST=$TRUSTED TRUSTED=0; fi
-  for kind in "${kinds[@]}"; do one_kind "$kind"; done
+  if [ -z "$KINDS" ]; then one_noise "$NOISED" "" --levels $LEVELS --op "$OP"; fi
+  for kind in $KINDS; do
+    for severity in $SEVERITY; do # a sweep may be given more kinds later, so nothing here is named after all of them
+      one_noise "$(slug "$kind")-$severity" "-$(slug "$kind")-$severity" --kinds ${kind//+/ } --severity "$severity" --classes "$CLASSES"
+    done
+  done
   finish
   stage utils/report.py "$LOGS"
   [ -n "$DRY_RUN" ] || echo "done in $((SECONDS - STARTED)) s; the report is $LOGS/report.html, its table in table.md and table.csv"
@@ -326,14 +332,19 @@ sweep() {
 
 slug() { local name=${1//[:_+]/-} && echo "${name// /_}"; } # kinds of noise -> part of a file name
 
-one_kind() { # a word of KINDS, or nothing for OP and LEVELS: the noisy lists, then every ratio
-  local kind=$1 how=(--levels $LEVELS --op "$OP") where=$NOISED noisy=${NOISE//[^0-9 ]/} ratio
-  if [ -n "$kind" ]; then where+=/$(slug "$kind") how=(--kinds ${kind//+/ } --severity "$SEVERITY" --classes "$CLASSES"); fi
-  TRUSTED_LIST=${TRUSTED_LIST:-$LISTS/$where/trusted.csv} # the same images for every kind
-  [ "$noisy" = 0 ] || stage utils/generate_noisy_label.py --train_csv "$LISTS/train.csv" --valid_csv "$LISTS/valid.csv" \
-    --ratios $(printf '%s\n' $NOISE | grep -vx 0) "${how[@]}" --trusted "$TRUSTED" \
-    --out-csv "$LISTS/$where" --out-masks "$LOGS/noisy/$where"
-  for ratio in $NOISE; do one_ratio "$ratio" "$LISTS/$where" "$ratio${kind:+-$(slug "$kind")}"; done
+one_noise() { # folder of lists, end of the noise's name, flags of the noise: the noisy lists, then every ratio
+  local where=$1 end=$2 noisy=${NOISE//[^0-9 ]/} ratio own
+  shift 2
+  own=$LISTS/$where/trusted.csv
+  TRUSTED_LIST=${TRUSTED_LIST:-$([ -z "$end" ] && echo "$own" || echo "$LISTS/trusted-$TRUSTED.csv")}
+  if [ "$noisy" != 0 ]; then
+    stage utils/generate_noisy_label.py --train_csv "$LISTS/train.csv" --valid_csv "$LISTS/valid.csv" \
+      --ratios $(printf '%s\n' $NOISE | grep -vx 0) "$@" --trusted "$TRUSTED" --out-csv "$LISTS/$where" --out-masks "$LOGS/noisy/$where"
+    if [ "$TRUSTED" = 0 ] || [ -z "$end" ]; then :
+    elif [ -n "$DRY_RUN" ]; then say cp "$own" "$TRUSTED_LIST"
+    elif [ ! -f "$TRUSTED_LIST" ]; then cp "$own" "$TRUSTED_LIST.part" && mv "$TRUSTED_LIST.part" "$TRUSTED_LIST"; fi # alike for every noise
+  fi
+  for ratio in $NOISE; do one_ratio "$ratio" "$LISTS/$where" "$ratio$([ "$ratio" = 0 ] || echo "$end")"; done
 }
 
 one_ratio() { # ratio, folder of lists, name of this noise: every row, all seeds; first those that need no weights
@@ -359,6 +370,8 @@ one_ratio() { # ratio, folder of lists, name of this noise: every row, all seeds
     if [ -z "$ONLY" ]; then continue; fi
     for loss in gce sce nr_dice t_loss; do row $loss train_without_weight.py "$list" --loss $loss; done
     row early_correction train_early_correction.py "$list"
+    row spatial_correction train_spatial_correction.py "$list" --epochs $((3 * EPOCHS)) --rounds 2 --trusted_csv "$TRUSTED_LIST" \
+      --min-bias "$(printf '%d.%04d' $((SIZE / 256)) $((SIZE % 256 * 10000 / 256)))" # a pixel at 256
   done
   if [ -z "$weighted" ]; then return; fi
   local weights=$LOGS/weights warmup=$((EPOCHS / 10))

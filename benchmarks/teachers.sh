@@ -5,11 +5,13 @@
 #
 # Every architecture is trained on the same 20 clean images, as run.sh trains its teacher, judges a list whose masks are
 # coarse by 60 % (dilated) and is itself judged on the clean test list. All is in runs/teachers-...; what is there is skipped.
-#   SEEDS="0 1"   SIZE=96   EPOCHS=60   ARCHS="Unet ..."   ENCODER=resnet18   PRECISION=fp32|bf16   PY=python
+#   SEEDS="0 1"   SIZE=96   EPOCHS=60   ARCHS="Unet ..."   ENCODER=resnet18   PRECISION=fp32|bf16
 set -euo pipefail
 DATA=$(realpath "${DATA:?DATA=folder with image/ and mask/}")
 cd "$(dirname "$0")/.."
-SEEDS=${SEEDS:-0} SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-60} ENCODER=${ENCODER:-resnet18} PY=${PY:-python}
+. ./setup.sh
+find_python requirements.txt || { echo "error: no Python with what requirements.txt asks for; run ./test.sh once" >&2; exit 2; }
+SEEDS=${SEEDS:-0} SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-60} ENCODER=${ENCODER:-resnet18}
 ARCHS=${ARCHS:-PointRend Unet DeepLabV3Plus UPerNet Segformer}
 if [ -z "${PRECISION:-}" ]; then grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo && PRECISION=bf16 || PRECISION=fp32; fi
 OUT=runs/teachers-$(basename "$DATA")-$ENCODER-${SIZE}px-${EPOCHS}ep

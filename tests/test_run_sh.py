@@ -92,29 +92,47 @@ def test_sweep_takes_its_settings_from_the_environment():
 
 
 def test_every_kind_of_noise_has_lists_weights_and_rows_of_its_own():
-    env = {"KINDS": "markov_grow missing:0.3+box:0.7", "SEVERITY": "0.7", "NOISE": "40", "SWEEP": "x"}
+    env = {"KINDS": "markov_grow missing:0.3+box:0.7", "SEVERITY": "0.7", "NOISE": "40", "SWEEP": "x", "SIZE": "96"}
     lines = dry_run(ONLY="clean no_weight teacher_bf kd_pixel", **env).stdout.splitlines()
     made = [line for line in lines if "generate_noisy_label" in line]
     assert "--kinds markov_grow --severity 0.7 " in made[0] and "--kinds missing:0.3 box:0.7 --severity 0.7 " in made[1]
     names = [line.split("--name ")[1].split()[0] for line in lines if "train_w" in line]
-    rows = [f"noise40-{kind}/{row}_s0" for kind in ("markov-grow", "missing-0.3-box-0.7") for row in
+    rows = [f"noise40-{kind}-0.7/{row}_s0" for kind in ("markov-grow", "missing-0.3-box-0.7") for row in
             ("no_weight", "teacher_bf", "kd_pixel")]  # fmt: skip
     assert sorted(names) == sorted(["teacher", "noise0/clean_s0", *rows])
-    assert sum("weights/markov-grow" in line for line in lines) == 2  # written by one tool, read by one row
+    assert sum("weights/markov-grow-0.7" in line for line in lines) == 2  # written by one tool, read by one row
     pixel = [line for line in lines if "kd_pixel" in line]
     assert all("--level pixel" in line and "_support.csv" in line for line in pixel)
     supports = {line.split("--train_csv ")[1].split()[0] for line in pixel}
     written = {line.split("--out ")[1].split()[0] + "_support.csv" for line in lines if "--support" in line}
     assert supports == written and len(supports) == 2
     trusted = {line.split("--valid_csv ")[1].split()[0] for line in lines if "train_w" in line}
-    assert len(trusted) == 1
+    assert trusted == {"runs/x/lists/trusted-20.csv"}
+    assert sum(line.startswith("cp ") and line.endswith("trusted-20.csv") for line in lines) == 2
+
+
+def test_a_named_sweep_grows_by_kinds_and_severities():
+    def lines(**env):
+        return dry_run(ONLY="clean no_weight teacher_bf", SWEEP="x", **env).stdout.splitlines()
+
+    before = lines(KINDS="polygon")
+    after = lines(KINDS="erode polygon", SEVERITY="0.8 0.7")
+    assert set(before) < set(after)
+    names = [line.split("--name ")[1].split()[0] for line in after if "train_w" in line]
+    assert len(set(names)) == len(names) == 2 + 2 * 2 * 2
+
+
+def test_spatial_correction_has_its_epochs_its_trusted_list_and_a_bias_of_the_size():
+    line = next(line for line in dry_run(ONLY="spatial_correction", SIZE="96", EPOCHS="5", SWEEP="x").stdout.splitlines()
+                if "train_spatial" in line)  # fmt: skip
+    assert line.endswith("--epochs 15 --rounds 2 --trusted_csv runs/x/lists/both/trusted.csv --min-bias 0.3750")
 
 
 def test_classes_reach_every_command(tmp_path):
     street = tmp_path / "street.csv"
     street.write_text("img,filename\n")
     lines = dry_run(CLASSES="11", DATA=str(street), ONLY="kd_bf kd_pixel").stdout.splitlines()
-    used = [line for line in lines if not any(tool in line for tool in ("prepare_data", "predict_mask", "report"))]
+    used = [line for line in lines if not any(word in line for word in ("prepare_data", "predict_mask", "report", "cp "))]
     assert len(used) == 5 and all("--classes 11 " in line + " " for line in used)
     noise = next(line for line in lines if "generate_noisy_label" in line)
     assert "--kinds jitter polygon missing confusion --severity 0.8" in noise
@@ -143,6 +161,7 @@ def test_fold_teachers_are_asked_for_unseen_images_only():
         (["papr"], {}, "./run.sh papr"),
         ([], {"OP": "grow"}, "OP=grow"),
         ([], {"KINDS": "polygon missing:"}, "missing: is not KIND"),
+        ([], {"KINDS": "polygon", "SEVERITY": "80"}, "SEVERITY=80"),
         ([], {"TEACHER": "none"}, "TEACHER=none"),
         ([], {"NOISE": "0"}, "TRUSTED=list.csv"),
         ([], {"NOISE": "60%"}, "NOISE=60%"),

@@ -14,8 +14,9 @@ class PointRend(nn.Module):
     """Semantic PointRend on any encoder: (N, 3, H, W) -> in training `PointLogits`, else logits (N, classes, H, W).
 
     The coarse network is the library's FPN, whose logits have a quarter of the image's height and width. The point head
-    sees them and the encoder's stages at half and quarter resolution. In training it is asked about H W / 16 pixels
-    , in inference about as many at half and again at full resolution (section 3.1).
+    sees them and the encoder's stages at half and quarter resolution. In training it is asked about H W / 16 pixels, in
+    inference about as many at half and again at full resolution: 16 times what the paper takes, whose images are large
+    enough for a contour to be a small part of them (benchmarks/teachers.md).
     """
 
     requires_divisible_input_shape = False  # it pads by itself, so that no point lies outside of the image
