@@ -123,8 +123,8 @@ def test_a_named_sweep_grows_by_kinds_and_severities():
 
 
 def test_spatial_correction_has_its_epochs_its_trusted_list_and_a_bias_of_the_size():
-    line = next(line for line in dry_run(ONLY="spatial_correction", SIZE="96", EPOCHS="5", SWEEP="x").stdout.splitlines()
-                if "train_spatial" in line)  # fmt: skip
+    lines = dry_run(ONLY="spatial_correction", SIZE="96", EPOCHS="5", SWEEP="x").stdout.splitlines()
+    line = next(line for line in lines if "train_spatial" in line)
     assert line.endswith("--epochs 15 --rounds 2 --trusted_csv runs/x/lists/both/trusted.csv --min-bias 0.3750")
 
 
@@ -132,7 +132,8 @@ def test_classes_reach_every_command(tmp_path):
     street = tmp_path / "street.csv"
     street.write_text("img,filename\n")
     lines = dry_run(CLASSES="11", DATA=str(street), ONLY="kd_bf kd_pixel").stdout.splitlines()
-    used = [line for line in lines if not any(word in line for word in ("prepare_data", "predict_mask", "report", "cp "))]
+    without = ("prepare_data", "predict_mask", "report", "cp ")
+    used = [line for line in lines if not any(word in line for word in without)]
     assert len(used) == 5 and all("--classes 11 " in line + " " for line in used)
     noise = next(line for line in lines if "generate_noisy_label" in line)
     assert "--kinds jitter polygon missing confusion --severity 0.8" in noise
