@@ -1,5 +1,7 @@
 """Kinds of noise: what each does, how much of it costs a given IoU, and the lists that are made with them."""
 
+import json
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -7,6 +9,7 @@ import pytest
 
 from utils import add_noise
 from utils import generate_noisy_label as tool
+from utils.args import launch, parse
 from utils.errors import InputError
 from utils.images import read_mask, write_mask
 from utils.lists import read_list
@@ -35,6 +38,14 @@ def body(size=96):
     return mask
 
 
+def corner(i):
+    """Two thick arms, turned and of a size of its own for every `i`: far from a box and from an ellipse."""
+    arm, turn = 28 + i, cv2.getRotationMatrix2D((64, 64), 8 + 11 * i, 1)
+    points = np.array([[20, 20], [104, 20], [104, 20 + arm], [20 + arm, 20 + arm], [20 + arm, 104], [20, 104]], float)
+    points = points @ turn[:, :2].T + turn[:, 2]
+    return cv2.fillPoly(np.zeros((128, 128), np.uint8), [points.round().astype(np.int32)], 1)
+
+
 def photo(mask):
     colours = np.where(mask[..., None] > 0, (200, 80, 60), (60, 90, 190))
     return np.clip(colours + rng(1).normal(0, 12, (*mask.shape, 3)), 0, 255).astype(np.uint8)
@@ -56,8 +67,54 @@ def test_every_kind_reaches_the_severity_asked_for(kind):
     noisy = apply_noise(mask, kind, strength, rng(), 1, image)
     assert noisy.dtype == np.uint8 and set(np.unique(noisy)) == {0, 1}
     assert pair_scores(noisy, mask)["iou"] == pytest.approx(left)
-    # a superpixel, an erosion or a polygon changes by steps
-    assert left == pytest.approx(0.8, abs=0.12 if kind in ("superpixel", "polygon") else 0.03)
+
+
+@pytest.mark.parametrize("kind", BINARY)
+def test_severities_of_every_kind_are_told_apart_on_several_masks(kind):
+    """On one mask a superpixel, an erosion or a polygon changes by steps; the mean over masks comes close."""
+    masks = [corner(i) for i in range(3 if kind == "superpixel" else 8)]  # which takes long
+    pairs = [(mask, photo(mask), lambda i=i: rng(i)) for i, mask in enumerate(masks)]
+    for severity in (0.9, 0.8, 0.7):
+        strength, left = find_strength(pairs, kind, severity)
+        assert left == pytest.approx(severity, abs=0.04 if kind in ("polygon", "superpixel") else 0.02), strength
+        found = [apply_noise(mask, kind, strength, key(), 1, image) for mask, image, key in pairs]
+        scores = [pair_scores(noisy, mask)["iou"] for noisy, mask in zip(found, masks, strict=True)]
+        assert np.mean(scores) == pytest.approx(left)
+
+
+@pytest.mark.parametrize("kind", ["markov", "markov_grow", "markov_shrink"])
+def test_a_walk_is_that_of_the_whole_mask(kind):
+    """The walk by its definition, on the whole map; the tool's looks at the surroundings of the region only."""
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
+    for seed, (mask, steps) in enumerate([(body(), 150), (disc(90, 12, (2, 88)), 100), (disc(60, 3), 70)]):
+        draws, walked = rng(seed), mask.copy()
+        for _ in range(steps):
+            grows = draws.random() < {"markov": 0.5, "markov_grow": 0.8, "markov_shrink": 0.2}[kind]
+            edge = np.flatnonzero((cv2.dilate if grows else cv2.erode)(walked, cross) != walked)
+            walked.ravel()[edge[draws.random(len(edge)) < 0.05]] ^= 1
+        walked = (cv2.GaussianBlur(walked * np.uint8(255), (5, 5), 2) > 127).astype(np.uint8)
+        noisy = KINDS[kind].change(mask, steps, rng(seed))
+        assert np.array_equal(noisy, walked)
+
+
+def test_the_search_tries_small_strengths_first_and_threads_change_nothing(monkeypatch):
+    tried, change = [], KINDS["markov"].change
+
+    def noted(region, strength, draws):
+        tried.append(strength)
+        return change(region, strength, draws)
+
+    pairs = [(body(80 + 8 * i), None, lambda i=i: rng(i)) for i in range(5)]
+    monkeypatch.setitem(KINDS, "markov", KINDS["markov"]._replace(change=noted))
+    one = find_strength(pairs, "markov", 0.8, workers=1)
+    assert max(tried) < 2 * one[0] + 63 and one[1] == pytest.approx(0.8, abs=0.02)
+    assert find_strength(pairs, "markov", 0.8, workers=3) == one
+
+
+def test_what_no_strength_can_cost_gets_the_nearest():
+    """A disc is nearly its own ellipse."""
+    strength, left = find_strength([(disc(81, 25), None, rng)], "ellipse", 0.5)
+    assert left > 0.97 and 0 < strength <= 1
 
 
 @pytest.mark.parametrize("kind", [kind for kind in BINARY if kind != "superpixel"])  # larger ones can fit better
@@ -210,8 +267,6 @@ def clean(tmp_path):
 
 def make(clean, *words, name="list"):
     flags = ["--list", f"{name}.csv", "--out-csv", "out", "--out-masks", "noisy", "--data-root", "."]
-    from utils.args import parse
-
     tool.main(parse(tool.Args, [*flags, *map(str, words)]))
     return {p.stem: read_list(p) for p in (clean / "out").glob("*.csv")}
 
@@ -258,6 +313,38 @@ def test_strengths_are_found_once_for_the_same_files(clean, monkeypatch, capsys)
     assert first["strength"].nunique() == 2
 
 
+def test_strengths_are_free_of_the_order_of_a_long_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(75):  # the masks beyond those that decide a strength are as different as they can be
+        write_mask(tmp_path / f"{i:02d}.png", disc(40, 4 + i % 13, (16 + i % 9, 18 + i % 7)))
+    rows = pd.DataFrame([(f"image/{i:02d}.png", f"{i:02d}.png") for i in range(75)], columns=["img", "filename"])
+    found = []
+    for order in (rows, rows.sample(frac=1, random_state=3)):
+        order.to_csv("list.csv", index=False)
+        where = tmp_path / f"run{len(found)}"
+        words = ["--list", "list.csv", "--out-csv", where / "lists", "--out-masks", where / "noisy", "--ratios", "100"]
+        tool.main(parse(tool.Args, [*map(str, words), "--kinds", "jitter", "polygon", "missing"]))
+        made = read_list(where / "lists/list_noisy_100.csv").sort_values("img")
+        masks = {path.name: path.read_bytes() for path in where.rglob("*.png")}
+        found.append((made[["img", "op", "strength", "iou"]].to_numpy().tolist(), masks))
+        strengths = json.loads((where / "noisy/strengths.json").read_text())["strengths"]
+        assert len(strengths) == 3 and len(masks) > 70
+    assert found[0] == found[1]
+
+
+def test_strengths_that_other_code_found_are_found_again(clean, monkeypatch, capsys):
+    monkeypatch.chdir(clean)
+    make(clean, "--kinds", "dilate", "--ratios", "50")
+    note, made = clean / "noisy/strengths.json", capsys.readouterr().out
+    assert "dilate: strength" in made
+    record = json.loads(note.read_text())
+    monkeypatch.setattr("utils.noise_mixture._rule", lambda: "another")
+    note.write_text(json.dumps(record | {"strengths": {"dilate": 1.0}}))
+    found = make(clean, "--kinds", "dilate", "--ratios", "50")["list_noisy_50"]
+    assert "dilate: strength" in capsys.readouterr().out
+    assert set(found["strength"].astype(float)) == {0.0, record["strengths"]["dilate"]}
+
+
 def test_noise_of_an_image_is_free_of_order_and_of_the_other_images(clean, monkeypatch):
     monkeypatch.chdir(clean)
     words = ["--kinds", "elastic", "--strength", "5", "--ratios", "100"]
@@ -293,6 +380,20 @@ def test_many_classes_from_the_command_line(clean, monkeypatch):
         (["--kinds", "erode", "--strength", "1", "2"], "for each of the 1 kinds"),
         (["--kinds", "confusion"], "--classes of 2 or more"),
         (["--classes", "3"], "with --kinds only"),
+        (["--kinds", "erode", "--strength", "inf"], "--strength inf: erode takes more than 0 and at most 60 pixels"),
+        (["--kinds", "erode", "--strength", "nan"], "--strength nan: erode"),
+        (["--kinds", "erode", "--strength", "0"], "--strength 0: erode"),
+        (["--kinds", "box", "missing", "--strength", "1", "5"], "--strength 5: missing takes .* most 0.99 of the area"),
+        (["--kinds", "polygon:0.3", "polygon:0.7"], "a kind is named twice"),
+        (["--kinds", "erode", "--confusion", "m.csv", "--classes", "4"], "--confusion m.csv: only kind confusion"),
+        (["--kinds", "erode", "--severity", "0"], "--severity 0"),
+        (["--kinds", "erode", "--severity", "0.7", "--strength", "3"], "leave one out"),
+        (["--kinds", "erode", "--op", "erode"], "--op: of no use beside --kinds"),
+        (["--kinds", "erode", "--levels", "6", "10"], "--levels: of no use beside --kinds"),
+        (["--severity", "0.8"], "--severity: of no use without --kinds"),
+        (["--severity", "0"], "--severity: of no use without --kinds"),
+        (["--strength", "2"], "--strength: of no use without --kinds"),
+        (["--confusion", "m.csv"], "--confusion: of no use without --kinds"),
         (["--kinds", "confusion", "--classes", "4", "--confusion", "none.csv"], "none.csv"),
         (["--kinds", "confusion", "--classes", "4", "--confusion", "list.csv"], "list.csv"),
     ],
@@ -303,6 +404,37 @@ def test_unusable_flags_are_one_line(clean, monkeypatch, words, says):
         make(clean, *words)
     assert "\n" not in str(error.value)
     assert not (clean / "out").exists() and not (clean / "noisy").exists()
+
+
+@pytest.mark.parametrize("name", ["mask/03.png", "image/03.png"])
+def test_bad_files_are_named_with_list_and_row_before_any_search(clean, monkeypatch, capsys, name):
+    monkeypatch.chdir(clean)
+    (clean / name).write_bytes(b"no picture")
+    (clean / name.replace("03", "20")).unlink()
+    words = ["--list", "list.csv", "--out-csv", "out", "--out-masks", "noisy", "--kinds", "superpixel"]
+    with pytest.raises(SystemExit) as stopped:
+        launch(tool.main, tool.Args, words)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1
+    assert f"list.csv: 2 bad rows: line 5: {name}" in said and f"line 22: {name.replace('03', '20')}" in said
+    assert not (clean / "out").exists() and not (clean / "noisy").exists()
+
+
+@pytest.mark.parametrize("words", ["--kinds dilate --strength 60", "--kinds erode --strength 0.3", "--levels 90 90"])
+def test_no_noise_at_all_is_a_mistake_and_keeps_what_was_there(clean, monkeypatch, words):
+    monkeypatch.chdir(clean)
+    monkeypatch.setattr(tool, "coarsen", lambda mask, *_, **__: (mask, 0, ""))  # as on masks that nothing may touch
+    make(clean, "--kinds", "dilate", "--strength", "2")
+
+    def state():
+        return {p: p.read_bytes() for p in clean.rglob("*") if p.is_file()}
+
+    before = state()
+    with pytest.raises(InputError, match="60: this noise would empty, fill or not change each of the 14 masks"):
+        make(clean, *words.split())
+    assert state() == before
+    make(clean, *words.split(), "--ratios", "0")
+    assert (read_list(clean / "out/list_noisy_0.csv")["iterations"] == 0).all()
 
 
 def test_a_severity_out_of_reach_is_said(clean, monkeypatch, capsys):

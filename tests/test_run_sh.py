@@ -533,7 +533,7 @@ LAYERS = [
     {"own_size", "splits", "regroup", "readers"},
     {"prepare_data", "add_noise", "check_data", "boundary", "report_page", "label_quality"},
     {"metrics", "noise_plan", "cleaned"},
-    {"losses", "models", "noise_mixture", "mixing"},
+    {"losses", "models", "noise_mixture", "noise_args", "mixing"},
     {"optim", "methods", "checkpoint", "augment", "generate_noisy_label"},
     {"dataset", "ema"},
     {"support", "corrected", "steps", "pictures", "unlabelled"},

@@ -4,6 +4,7 @@ import argparse
 import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, fields
+from types import NoneType
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from utils.errors import InputError, RankError, out_of_memory, say
@@ -263,6 +264,8 @@ def check_loss(args: TrainArgs) -> None:
 
 
 def _how(kind) -> dict:
+    if NoneType in get_args(kind):  # without a default
+        return _how(get_args(kind)[0])
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if kind == bool | str:  # a flag that may have a value
@@ -276,3 +279,6 @@ def _how(kind) -> dict:
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Help texts with defaults, under the module docstring as it is written."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)

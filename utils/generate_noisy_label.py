@@ -15,9 +15,9 @@ import hashlib
 import json
 import os
 import sys
-from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,38 +29,13 @@ if not __package__:
 from utils.add_noise import coarsen
 from utils.args import launch
 from utils.errors import InputError, report_bad_rows
-from utils.images import read_mask, write_mask
+from utils.images import read_mask, read_pair, write_mask
 from utils.lists import read_list, unique_stems, write_list
 from utils.logs import read_record, replace_text
-from utils.noise import KINDS
+from utils.noise_args import Args, complete
 from utils.noise_mixture import Mixture
-from utils.noise_plan import NLKD_LEVELS, assign, assign_kinds, assign_nlkd, draw_trusted
+from utils.noise_plan import assign, assign_kinds, assign_nlkd, draw_trusted
 from utils.store import in_threads
-
-
-@dataclass
-class Args:
-    out_csv: Annotated[str, "folder of the noisy lists"]
-    out_masks: Annotated[str, "folder that gets one folder of noisy masks a ratio"]
-    train_csv: Annotated[str, "clean training list"] = ""
-    valid_csv: Annotated[str, "clean validation list; it gets noise too, as a real one would have"] = ""
-    test_csv: Annotated[str, "test list; it stays clean, --preset nlkd checks it"] = ""
-    data_root: Annotated[str, "folder that relative paths in the lists start from"] = "."
-    ratios: Annotated[list[int], "percent of the masks that become noisy"] = field(default_factory=lambda: [60])
-    levels: Annotated[list[int], "lowest and highest number of iterations"] = field(default_factory=lambda: [6, 10])
-    op: Annotated[Literal["both", "erode", "dilate"], "both: a fair coin for every mask"] = "both"
-    seed: Annotated[int, "one seed for which masks, their levels and operations"] = 2020
-    preset: Annotated[Literal["none", "nlkd"], "nlkd: the published assignment, for the published split"] = "none"
-    trusted: Annotated[int, "also write trusted.csv: this many clean images, from the validation list first"] = 0
-    workers: Annotated[int, "threads; 0: one a CPU core"] = 0
-    kinds: Annotated[list[str], f"{' '.join(KINDS)}; several are a mixture, with chances: polygon:0.7 missing:0.3"] = (
-        field(default_factory=list)
-    )
-    severity: Annotated[float, "mean IoU of noisy against clean masks that each kind is to leave"] = 0.8
-    strength: Annotated[list[float], "strength of every kind, instead of --severity"] = field(default_factory=list)
-    confusion: Annotated[str, "CSV without head, C x C: the chance of class i to be labelled j (kind confusion)"] = ""
-    classes: Annotated[int, "1: binary masks; more: class indices, 255 is ignored; needs --kinds"] = 1
-    list: Annotated[str, "one clean list, instead of --train-csv and --valid-csv"] = ""
 
 
 class Output(NamedTuple):
@@ -76,45 +51,25 @@ class Output(NamedTuple):
 
 def main(args: Args) -> None:
     """Write the masks and lists of every ratio; unusable input is an InputError before anything is written."""
-    _check(args)
+    args = complete(args)
     pool = _read_pool(args)
-    mixture = Mixture(args) if args.kinds else None
+    mixture, searched = Mixture(args) if args.kinds else None, False
     if mixture:
-        mixture.find_strengths(pool, Path(args.out_masks, "strengths.json"))
+        mixture.recall(pool, Path(args.out_masks, "strengths.json"))
+        searched = bool(mixture.lacking)
+    if searched:  # a search reads masks too, but would not say in which rows the bad ones are
+        _check_masks(args, pool, mixture)
+        mixture.find_strengths(pool)
     outputs = [_plan(args, pool, ratio, mixture) for ratio in dict.fromkeys(args.ratios)]
     unmade = [_unmade(args, output) for output in outputs]
-    if any(rows is None or len(rows) for rows in unmade):
-        _check_masks(args, pool)
+    if not searched and any(rows is None or len(rows) for rows in unmade):
+        _check_masks(args, pool, mixture)
     for output, rows in zip(outputs, unmade, strict=True):
         _make(args, output, rows, mixture)
     if mixture:
         mixture.remember()
     if args.trusted:
         _write_trusted(args, pool)
-
-
-def _check(args: Args) -> None:
-    for ratio in args.ratios:
-        if not 0 <= ratio <= 100:
-            raise InputError(f"--ratios {ratio}: a ratio is a percentage, 0 to 100")
-    if len(args.levels) != 2 or not 1 <= args.levels[0] <= args.levels[1]:
-        raise InputError(f"--levels {' '.join(map(str, args.levels))}: give the lowest (1 or more) and the highest")
-    for flag in ("seed", "trusted", "workers"):
-        if getattr(args, flag) < 0:
-            raise InputError(f"--{flag} {getattr(args, flag)}: must be 0 or more")
-    if [bool(path) for path in (args.list, args.train_csv, args.valid_csv)] not in ([1, 0, 0], [0, 1, 1]):
-        raise InputError("give --train-csv and --valid-csv, or --list alone")
-    if not 1 <= args.classes <= 255 or (args.classes > 1 and not args.kinds):
-        raise InputError(f"--classes {args.classes}: 1 to 255, and more than 1 with --kinds only")
-    if args.preset == "nlkd":
-        if args.kinds:
-            raise InputError("--preset nlkd erodes and dilates; leave --kinds out")
-        if not args.test_csv:
-            raise InputError(
-                "--preset nlkd needs --test-csv: the published noise follows from the draw of the test set"
-            )
-        if args.levels != [NLKD_LEVELS[0], NLKD_LEVELS[-1]] or args.op != "both":
-            raise InputError("--preset nlkd has levels 6 to 10 and --op both; leave these two flags out")
 
 
 def _sources(args: Args) -> dict[str, str]:
@@ -137,19 +92,23 @@ def _read_pool(args: Args) -> pd.DataFrame:
     return pool
 
 
-def _check_masks(args: Args, pool: pd.DataFrame) -> None:
-    """Decode every clean mask once, so that all bad rows of a list come in one message and before any writing."""
+def _check_masks(args: Args, pool: pd.DataFrame, mixture: Mixture | None) -> None:
+    """Decode all masks, and the images a kind looks at: all bad rows come in one message, before any writing."""
+    look = mixture is not None and "superpixel" in mixture.chances
 
-    def fault(clean: str) -> str:
+    def fault(row) -> str:
         try:
-            read_mask(Path(args.data_root, clean), args.classes)
+            if look:
+                read_pair(Path(args.data_root, row.img), Path(args.data_root, row.clean), args.classes)
+            else:
+                read_mask(Path(args.data_root, row.clean), args.classes)
         except InputError as error:
             return str(error)
         return ""
 
     for role, path in _sources(args).items():
         rows = pool[pool["role"] == role]
-        faults = _in_threads(args, fault, rows["clean"], f"checking {role}")
+        faults = _in_threads(args, fault, list(rows.itertuples()), f"checking {role}")
         bad = [(line, text) for line, text in zip(rows["line"], faults, strict=True) if text]
         report_bad_rows(path, bad, "Correct --data-root, the list or the files.")
 
@@ -214,8 +173,10 @@ def _make(args: Args, output: Output, unmade: pd.DataFrame | None, mixture: Mixt
         return
     rows = output.plan[output.plan["iterations"] > 0] if unmade is None else unmade
     output.folder.mkdir(parents=True, exist_ok=True)
-    if unmade is None:  # a killed run must not leave lists and a record that vouch for other masks
-        for path in (output.record, *output.lists.values()):
+
+    @cache
+    def forget() -> None:  # a killed run must not leave lists and a record that vouch for other masks
+        for path in (output.record, *output.lists.values()) if unmade is None else ():
             path.unlink(missing_ok=True)
 
     def one(row) -> tuple[int, float]:
@@ -227,6 +188,7 @@ def _make(args: Args, output: Output, unmade: pd.DataFrame | None, mixture: Mixt
             noisy, used, _ = coarsen(clean, row.iterations, row.op, keep_area=args.preset == "none")
             iou = float("nan")
         if used:
+            forget()
             write_mask(output.folder / f"{row.stem}.png", noisy, args.classes)
         return used, iou
 
@@ -235,7 +197,11 @@ def _make(args: Args, output: Output, unmade: pd.DataFrame | None, mixture: Mixt
         print(f"{output.ratio} %: {len(rows)} missing masks made again")
         return
     final = output.plan.copy()
-    final.loc[rows.index, ["iterations", "iou"]] = made
+    final.loc[rows.index, ["iterations", "iou"]] = np.array(made, float).reshape(-1, 2)
+    if len(rows) and not any(used for used, _ in made):
+        what = f"this noise would empty, fill or not change each of the {len(rows)} masks that were drawn"
+        remedy = "give another --strength or --severity, or other --kinds" if mixture else "give lower --levels"
+        raise InputError(f"--ratios {output.ratio}: {what}; {remedy}")
     _write_lists(output, final.astype({"iterations": int}), mixture)
     _say(output, final, mixture)
 
