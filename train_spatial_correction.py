@@ -61,7 +61,7 @@ def main(args: Args) -> None:
     for epoch in takewhile(lambda _: not rounds.over, checkpoint.epochs(args.epochs)):
         corrected = {}
         if rounds.made < epoch // stage:
-            change = partial(corrected_mask, bias=rounds.bias.numpy(), how=args.correction)
+            change = partial(corrected_mask, bias=rounds.known(), how=args.correction)
             corrected = relabel(run, net, train.dataset, epoch, change)
             rounds.corrected(epoch)
             first.again()

@@ -14,7 +14,11 @@ from utils.models import build_model
 
 # what a script needs beyond --train_csv, --valid_csv and --test_csv
 LISTS = {"train_u2pl": {"unlabelled_csv": "unlabelled.csv"}, "train_unimatch": {"unlabelled_csv": "unlabelled.csv"}}
+LISTS |= {"train_spatial_correction": {"trusted_csv": "trusted.csv"}}
 LISTS |= {"train_distill": {"teacher": "teacher.pt"}, "train_lad_student": {"teacher": "lad_teacher.pt"}}
+
+# a network that has seen so little predicts nothing, and has no bias; test_spatial_correction.py has others
+SHORT = {"train_spatial_correction": ["--rounds", "0"]}
 
 torch.set_num_threads(1)  # the networks here are too small to share, and shared cores would make threads wait
 
@@ -54,6 +58,7 @@ def draw_lists(root: Path) -> Path:
     plain = frame.drop(columns=["weight", "bf"])
     plain[:13].to_csv(root / "noisy.csv", index=False)
     plain[13:18].to_csv(root / "valid.csv", index=False)
+    plain[13:18].assign(iterations=0).to_csv(root / "trusted.csv", index=False)
     plain[18:].to_csv(root / "test.csv", index=False)
     frame[:13].assign(weight=1.0, bf=1.0).to_csv(root / "ones.csv", index=False)
     plain[:13][["img"]].to_csv(root / "unlabelled.csv", index=False)
@@ -85,3 +90,4 @@ def _write_classes(root, frame):
     both = frame.assign(filename=names)
     both[:13].assign(weight=0.5, bf=0.5).to_csv(root / "classes.csv", index=False)
     both[13:18].to_csv(root / "classes_valid.csv", index=False)
+    both[13:18].assign(iterations=0).to_csv(root / "classes_trusted.csv", index=False)

@@ -19,7 +19,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import torch
-from conftest import LISTS, draw_lists
+from conftest import LISTS, SHORT, draw_lists
 
 from utils.args import launch
 from utils.checkpoint import read_checkpoint
@@ -33,7 +33,7 @@ def command(module, root: Path, name: str, more: list[str]) -> tuple:
     lists += [f"--{flag}={root / name}" for flag, name in LISTS.get(module.__name__, {}).items()]
     where = ["--data-root", str(root), "--run-dir", str(root / "runs"), "--name", name]
     flags = next(getattr(module, kind) for kind in ("Args", "WeightArgs", "TrainArgs") if hasattr(module, kind))
-    return module.main, flags, [*FLAGS.split(), *lists, *where, *more]
+    return module.main, flags, [*FLAGS.split(), *SHORT.get(module.__name__, []), *lists, *where, *more]
 
 
 def start(what: tuple, log: Path, before=None) -> int:

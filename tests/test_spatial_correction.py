@@ -19,6 +19,7 @@ from utils.images import read_mask, write_mask
 from utils.interrupt import Paused, stop
 from utils.lists import read_list
 from utils.methods.spatial_correction import Rounds, contour_bias, correct_scores, corrected_mask, move_contours
+from utils.models import build_model
 from utils.relabel import Restart
 from utils.steps import Steps
 
@@ -150,6 +151,16 @@ def test_a_small_or_unknown_bias_ends_the_rounds():
     assert rounds.over and not rounds.bias.any()
 
 
+def test_no_bias_that_could_be_measured_is_not_no_bias():
+    rounds = Rounds(2, 2)
+    assert rounds.measured(torch.full((2,), float("nan")), 1.0) == {}
+    assert not rounds.over
+    with pytest.raises(InputError, match=r"no class has a contour .* the bias is not known; .* fewer --rounds"):
+        rounds.known()
+    rounds.measured(torch.tensor([float("nan"), 2.0]), 1.0)
+    assert rounds.known().tolist() == [0, 2]
+
+
 def test_restart_takes_network_and_optimizer_back():
     net = torch.nn.Linear(3, 1)
     optimizer = torch.optim.AdamW(net.parameters(), 0.1)
@@ -209,10 +220,10 @@ def test_a_run_finds_the_bias_and_corrects_the_masks(how, biased, tmp_path):
     assert rows[-1]["split"] == "test" and len(rows) == 21
 
 
-def test_without_bias_the_run_ends_after_the_first_training(biased, tmp_path):
-    flags = ["--epochs", "4", "--rounds", "1", "--min-bias", "1e9"]
+def test_without_bias_the_run_ends_after_the_first_training(biased, learned, tmp_path):
+    flags = [*learned, "--learning-rate", "0.001", "--epochs", "4", "--rounds", "1", "--min-bias", "1e9"]
     ended = launch(SCRIPT, biased, tmp_path, "ended", *LARGE, *flags)
-    plain = launch("train_without_weight.py", biased, tmp_path, "plain", *LARGE, "--epochs", "2")
+    plain = launch("train_without_weight.py", biased, tmp_path, "plain", *LARGE, *flags[:4], "--epochs", "2")
     assert same(ended[0], plain[0])
     rows = rows_of(tmp_path / "ended")
     assert [row.get("epoch") for row in rows] == [0, 1, None]
@@ -263,6 +274,7 @@ def test_two_processes_measure_and_correct_as_one(biased, learned, tmp_path):
     launch(SCRIPT, biased, tmp_path, "one", *flags)
     flags = [str(biased / word) if word.endswith(".csv") else word for word in [*SMALL, *flags]]
     flags += ["--data-root", str(biased), "--run-dir", str(tmp_path), "--valid_csv", str(biased / "valid.csv")]
+    flags += ["--trusted_csv", str(biased / "trusted.csv")]
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / SCRIPT), *flags]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *words, "--name", "two"], capture_output=True, text=True, env=env)
@@ -275,6 +287,7 @@ def test_two_processes_measure_and_correct_as_one(biased, learned, tmp_path):
 
 def test_several_classes_are_corrected_by_distance(tiny, tmp_path):
     lists = ["--train_csv", "classes.csv", "--valid_csv", "classes_valid.csv", "--test_csv", ""]
+    lists += ["--trusted_csv", "classes_trusted.csv"]
     flags = [*lists, "--classes", "3", "--epochs", "4", "--rounds", "1", "--min-bias", "0", "--precision", "bf16"]
     with pytest.raises(InputError, match="--correction distance"):
         launch(SCRIPT, tiny, tmp_path, "refused", *flags)
@@ -287,15 +300,48 @@ def test_several_classes_are_corrected_by_distance(tiny, tmp_path):
     assert len(labels) == 13 and (labels[:, :2] == 255).all() and labels[:, 2:].max() < 3
 
 
-def test_trusted_images_must_not_be_tested_on(biased, tmp_path):
+def test_trusted_images_must_not_be_tested_on(biased, learned, tmp_path):
+    flags = [*LARGE, *learned, "--epochs", "3", "--rounds", "2", "--learning-rate", "0.001"]
     with pytest.raises(InputError, match=r"test\.csv: 4 bad rows.*No image may be in both lists"):
-        launch(SCRIPT, biased, tmp_path, "leak", *LARGE, "--epochs", "3", "--trusted_csv", "test.csv")
-    frame = pd.read_csv(biased / "valid.csv")
-    frame[:2].to_csv(biased / "trusted.csv", index=False)
-    launch(SCRIPT, biased, tmp_path, "fine", *LARGE, "--epochs", "3", "--trusted_csv", "trusted.csv")
+        launch(SCRIPT, biased, tmp_path, "leak", *flags, "--trusted_csv", "test.csv")
+    frame = pd.read_csv(biased / "trusted.csv")
+    frame[:2].to_csv(biased / "two.csv", index=False)
+    launch(SCRIPT, biased, tmp_path, "fine", *flags, "--trusted_csv", "two.csv")
 
 
 @pytest.mark.parametrize("flags", [["--rounds", "3"], ["--rounds", "-1"], ["--min-bias", "-1"]])
 def test_settings_that_no_run_can_use_are_one_line(flags, tiny, tmp_path):
     with pytest.raises(InputError, match=r"--rounds .* --min-bias"):
         launch(SCRIPT, tiny, tmp_path, "bad", "--epochs", "3", *flags)
+
+
+def test_a_network_that_predicts_nothing_is_one_line(biased, tmp_path):
+    flags = ["--epochs", "2", "--rounds", "1", "--learning-rate", "1e-12"]
+    for row in range(2):  # the same command again says the same
+        with pytest.raises(InputError, match="the bias is not known; give the first training more --epochs"):
+            launch(SCRIPT, biased, tmp_path, "dead", *LARGE, "--load", str(dead(tmp_path)), *flags)
+        assert len(rows_of(tmp_path / "dead")) == 1, row
+
+
+def dead(folder):
+    """Weights of a network that predicts background everywhere."""
+    net = build_model("PlainUNet", "", "none", 1, 8)
+    *_, last = (one for one in net.modules() if isinstance(one, torch.nn.Conv2d))
+    with torch.no_grad():
+        last.weight.zero_(), last.bias.fill_(-9)
+    torch.save(net.state_dict(), folder / "dead.pt")
+    return folder / "dead.pt"
+
+
+def test_a_trusted_list_that_is_noisy_is_refused(biased, tmp_path):
+    flags = [*LARGE, "--epochs", "2", "--rounds", "1"]
+    frame = pd.read_csv(biased / "valid.csv")
+    noisy = frame.assign(iterations=[0, 3] + [0] * (len(frame) - 2))
+    noisy.to_csv(biased / "noisy_valid.csv", index=False)
+    line = rf"noisy_valid\.csv: 1 masks are noisy by .* the first in line 3: {frame['img'][1]}.* --trusted_csv"
+    with pytest.raises(InputError, match=line):
+        launch(SCRIPT, biased, tmp_path, "named", *flags, "--trusted_csv", "noisy_valid.csv")
+    by_default = ["--trusted_csv", "", "--valid_csv", "noisy_valid.csv"]
+    with pytest.raises(InputError, match=line):
+        launch(SCRIPT, biased, tmp_path, "default", *flags, *by_default)
+    launch(SCRIPT, biased, tmp_path, "unused", *flags, *by_default, "--rounds", "0")

@@ -9,6 +9,7 @@ import torch
 from utils.checkpoint import bare
 from utils.corrected import CorrectedDataset, files_to_disk
 from utils.dataset import ListDataset, check_leak
+from utils.errors import InputError
 from utils.images import write_mask
 from utils.losses import hard
 from utils.scores import pair_scores
@@ -76,11 +77,22 @@ class Restart:
 def open_trusted(args, lists: list[ListDataset]) -> ListDataset:
     """The clean list of `--trusted_csv`, or the validation list where it is not given; none of it may be tested on.
 
-    `lists` are the training, validation and, where there is one, test list.
+    `lists` are the training, validation and, where there is one, test list. InputError for a list that says itself that
+    a mask is noisy, unless nothing is measured on it (`--rounds 0`).
     """
     if not args.trusted_csv:
-        return lists[1]
+        return _clean(lists[1], args)
     trusted = ListDataset(args.trusted_csv, args.data_root, args.size, args.classes, cache_gb=args.cache_gb)
     if len(lists) == 3:
         check_leak(lists[2], trusted)
+    return _clean(trusted, args)
+
+
+def _clean(trusted, args):
+    noisy = np.flatnonzero(trusted.noisy == 1)
+    if args.rounds and len(noisy):
+        row = trusted.frame.iloc[noisy[0]]
+        what = f"{len(noisy)} masks are noisy by the column iterations, the first in line {row['line']}: {row['img']}"
+        remedy = "A bias is measured on clean masks: name a list of such with --trusted_csv"
+        raise InputError(f"{trusted.path}: {what}. {remedy}")
     return trusted

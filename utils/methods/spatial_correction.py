@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from utils.contour import signed_distance
+from utils.errors import InputError
 from utils.images import IGNORE
 
 BESIDE = 0.75  # pixels: the first pixel on either side of a contour has its centre half a pixel away
@@ -105,12 +106,25 @@ class Rounds(nn.Module):
         self.version.fill_(epoch)
 
     def measured(self, bias: torch.Tensor, least: float) -> dict[str, float]:
-        """Take up a bias (classes,), where what is below `least` pixels or unknown counts as none; for the log."""
-        kept = torch.where(bias.abs() >= least, bias, 0.0)  # a NaN is not
+        """Take up a bias (classes,) and return it for the log.
+
+        Of a class without one (NaN), or with less than `least` pixels, it counts as 0; if all do, the rounds are over.
+        Where no class has one nothing is known: see `known`.
+        """
+        nothing = bias.isnan().all()
+        kept = bias if nothing else torch.where(bias.abs() >= least, bias, 0.0)  # a NaN is not
         self.bias.copy_(kept)
-        self.over.fill_(not kept.any())
+        self.over.fill_(not kept.any())  # a NaN is not 0
         names = ["bias"] if len(bias) == 1 else [f"bias_{k}" for k in range(len(bias))]
         return {name: value for name, value in zip(names, bias.tolist(), strict=True) if value == value}
+
+    def known(self) -> np.ndarray:
+        """The bias (classes,) to correct by; InputError where no class could be measured."""
+        if self.bias.isnan().any():
+            what = "no class has a contour both in the predictions for the trusted list and in its masks"
+            remedy = "give the first training more --epochs or fewer --rounds, begin with --load, or look at the list"
+            raise InputError(f"{what}, so the bias is not known; {remedy}")
+        return self.bias.numpy()
 
 
 def _labels(classes: int) -> range:
