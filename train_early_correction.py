@@ -2,12 +2,13 @@
 
 Paper    Liu et al., "Adaptive early-learning correction for segmentation from noisy annotations", CVPR 2022. The
          training IoU of every class is fitted by a (1 - exp(-b t^c)); when the slope has fallen by --slope-change since
-         the first epoch, the class's labels are replaced, once, where the mean over --scales is sure. The predictions
-         at these scales are kept alike by --consistency, at the cost of a forward and backward pass for each scale.
-         Corrected masks are in runs/NAME/corrected; `--slope-change 1 --consistency 0` is train_without_weight.py.
+         the first epoch, the given masks are corrected after this and every later epoch: a pixel becomes that class
+         where the mean over --scales is sure of it. The predictions at these scales are kept alike by --consistency,
+         at the cost of a forward and backward pass for each scale. Corrected masks, of the newest epochs, are in
+         runs/NAME/corrected; `--slope-change 1 --consistency 0` is train_without_weight.py.
 Run      python train_early_correction.py --train_csv NOISY.csv --valid_csv VALID.csv --test_csv TEST.csv --name adele
 2 GPUs   torchrun --standalone --nproc_per_node=2 train_early_correction.py ... (same flags)
-Results  benchmarks/nlkd.md
+Results  benchmarks/corrections.md
 """
 
 from dataclasses import dataclass, field
@@ -28,8 +29,13 @@ from utils.run import Run
 
 @dataclass
 class Args(TrainArgs):
-    slope_change: Annotated[float, "a class is corrected when its IoU slope fell by this share; 1: never"] = 0.9
+    slope_change: Annotated[float, "a class is corrected once its IoU slope fell by this share; 1: never"] = 0.9
     correction_threshold: Annotated[float, "only where a class is more probable; 0.7 corrects more, 0.95 less"] = 0.8
+    background: Annotated[
+        bool,
+        "class 0 is what is left over: pixels may become it as soon as any class is corrected; --no-background: "
+        "a class like the others, with a curve and a turn of its own, where 0 is sky or road",
+    ] = True
     scales: Annotated[list[float], "scales at which images are seen besides 1"] = field(
         default_factory=lambda: [0.7, 1.5]
     )
@@ -44,7 +50,7 @@ def main(args: Args) -> None:
     if run.finished():
         return
     train, valid, test = run.loaders(open_lists(args, kind=CorrectedDataset))
-    early = EarlyLearning(args.epochs, args.classes, len(train.dataset))
+    early = EarlyLearning(args.epochs, args.classes, len(train.dataset), args.background)
     train.dataset.follow(early.version, run.dir / "corrected")
     net, criterion = run.build(), build_loss(args).to(run.device)
     optimizer, schedule = build_optimizer(args, net, len(train), criterion)
@@ -62,16 +68,16 @@ def main(args: Args) -> None:
             losses = [criterion(logits, mask) for logits in every]
             loss = sum(losses) / len(losses)
             if args.consistency > 0:
-                divergence = scale_divergence(every, args.consistency_confidence)
+                divergence = scale_divergence(every, mask, args.consistency_confidence)
                 loss = loss + args.consistency * divergence
                 stats.add(divergence=divergence)
             run.step(net, optimizer, schedule, loss.mean())
             stats.add(batch["noisy"], loss=losses[0])
-            stats.add(**class_overlaps(every[0], mask))
+            stats.add(**class_overlaps(every[0], mask, early.first))
         scores, means = evaluate(run, net, valid), stats.result()
         means |= early.fit(epoch, means)
         due = run.gather(early.due(means, args.slope_change))[0]
-        if due and epoch + 1 < args.epochs:
+        if (due or early.done()) and epoch + 1 < args.epochs:
             means |= correct_labels(run, net, train.dataset, early, due, args)
         run.log(epoch=epoch, seconds=run.seconds(), **means, **learnt(criterion), **named("valid", scores))
         show(run, epoch, net, train.dataset, stats)

@@ -1,6 +1,7 @@
 """Lists whose masks are corrected while a run goes on: where corrected masks are kept, read and compared."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from utils.images import IGNORE, read_mask, resize_mask, write_mask
 from utils.logs import sync_folder
 from utils.methods.early_learning import EarlyLearning, at_scales, correct_masks, log_probabilities
 from utils.metrics import split_iou
+
+KEPT = 3  # versions of corrected masks: the new one, and those that last.pt and previous.pt go on with
 
 
 class CorrectedDataset(ListDataset):
@@ -44,9 +47,13 @@ class CorrectedDataset(ListDataset):
             remedy = f"it holds corrected labels of this run; remove {self.folder.parent} to train again"
             raise InputError(f"{error}; {remedy}") from None
 
+    def as_given(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image (H, W, 3) before augmentation and the mask (H, W) that the list names."""
+        return super()._pair(i)
+
     def given(self, i: int) -> np.ndarray:
         """The mask (H, W) that the list names."""
-        return super()._pair(i)[1]
+        return self.as_given(i)[1]
 
     def clean_known(self) -> bool:
         """Whether the list names a clean mask, which is there, for every image (column `clean`)."""
@@ -64,22 +71,23 @@ class CorrectedDataset(ListDataset):
 
 @torch.inference_mode()
 def correct_labels(run, net, dataset: CorrectedDataset, early: EarlyLearning, due: list[int], args) -> dict:
-    """Correct the labels of the classes `due` by what the network predicts for images that are not augmented.
+    """Correct the given masks by what the network predicts for images that are not augmented.
 
-    All processes call it, each for its share of the images; what they wrote is on the disk when it returns. Returns
-    what to log: `corrected` classes, the share of the pixels that changed, and where clean masks are known the IoU of
-    the labels with them, before and after.
+    Concerns the classes `due` and those that were before; earlier corrections are forgotten, and of their files those
+    go that no checkpoint needs. All processes call it, each for its share of the images; what they wrote is on the disk
+    when it returns. Returns what to log: `corrected` classes, the share of the pixels that are not as given, and where
+    clean masks are known the IoU of the labels with them, as given and as corrected.
     """
     net, own, compare = bare(net).eval(), range(run.rank, len(dataset), run.world), dataset.clean_known()
     changed = torch.zeros(len(dataset), dtype=torch.bool)
     pixels, areas = torch.zeros(2, dtype=torch.float64), torch.zeros(2, 3, max(2, args.classes), dtype=torch.float64)
-    version = dataset.epoch + 1
+    version, turn = dataset.epoch + 1, sorted({*early.done(), *due})
     folder = dataset.kept_at(0, version).parent
     folder.mkdir(parents=True, exist_ok=True)
     size = args.batch_size if dataset.one_shape() else 1
     for first in tqdm(range(0, len(own), size), "correcting", leave=False, disable=None if run.main else True):
         rows = own[first : first + size]
-        for i, old, new in zip(rows, *_corrected(run, net, dataset, rows, due, early.done(), args), strict=True):
+        for i, old, new in zip(rows, *_corrected(run, net, dataset, rows, turn, args), strict=True):
             pixels += torch.stack([(old != new).sum(), (old != IGNORE).sum()])
             if not old.equal(new):
                 changed[i] = True
@@ -91,22 +99,32 @@ def correct_labels(run, net, dataset: CorrectedDataset, early: EarlyLearning, du
     changed = run.sum(changed.to(run.device, torch.int32)).cpu() > 0
     pixels, areas = run.sum(pixels.to(run.device)).tolist(), run.sum(areas.to(run.device)).cpu()
     early.note(version, due, changed)
-    found = {"corrected": due, "changed_pixels": pixels[0] / max(1.0, pixels[1])}
+    run.checkpoint.wait()  # until last.pt is written it is an older one that may be needed
+    if run.main:
+        _forget_before(folder.parent, version - KEPT + 1)
+    found = {"corrected": turn, "changed_pixels": pixels[0] / max(1.0, pixels[1])}
     if compare:
         found |= {"label_iou_before": split_iou(*areas[0])["iou"], "label_iou_after": split_iou(*areas[1])["iou"]}
     return found
 
 
-def _corrected(run, net, dataset, rows, due, done, args):
-    """The masks of some images, (N, H, W) uint8 on the CPU, as they are and as they become."""
-    images, masks = zip(*(dataset.plain(i) for i in rows), strict=True)
+def _corrected(run, net, dataset, rows, turn, args):
+    """The masks of some images, (N, H, W) uint8 on the CPU, as they are given and as they become."""
+    images, masks = zip(*(dataset.as_given(i) for i in rows), strict=True)
     image = torch.from_numpy(np.stack(images)).to(run.device).permute(0, 3, 1, 2)
     with run.autocast():
         every = [net(image), *at_scales(net, image, args.scales)]
     probability = torch.stack([log_probabilities(logits).exp() for logits in every]).mean(0)
     before = torch.from_numpy(np.stack(masks))
-    after = correct_masks(before.to(run.device), probability, due, done, args.correction_threshold)
+    after = correct_masks(before.to(run.device), probability, turn, args.correction_threshold, args.background)
     return before, after.cpu()
+
+
+def _forget_before(folder, version):
+    """Remove the masks of versions below this one."""
+    for path in folder.glob("epoch_*"):
+        if int(path.name.removeprefix("epoch_")) < version:
+            shutil.rmtree(path)
 
 
 def _areas(label, clean, classes):

@@ -1,7 +1,8 @@
 """Early-learning correction (ADELE): when a class begins to memorise its labels, and what they are corrected to.
 
 Source: Liu et al., "Adaptive early-learning correction for segmentation from noisy annotations", CVPR 2022, and where
-it leaves details open the authors' code. Classes are 1 to C - 1 (binary: 1); class 0 is the background.
+it leaves details open the authors' code, as benchmarks/corrections.md says. Class 0 is the background, which has no
+curve, unless a run says otherwise.
 """
 
 import math
@@ -26,8 +27,9 @@ def learning_curve(epoch, a: float, b: float, c: float):
 
 
 def fit_curve(ious: np.ndarray) -> tuple[float, float, float] | None:
-    """(a, b, c) of the least-squares `learning_curve` of the IoU of every epoch, 0 < a <= 1 and b, c >= 0.
+    """(a, b, c) of the least-squares `learning_curve` of the IoU of every epoch, a and c in [0, 1], b >= 0.
 
+    As in the authors' code later epochs count more: their deviation falls from 1 to 0.1, evenly in its logarithm.
     Negative for epochs without the class. None for fewer than four epochs, for a class that was never hit, or where no
     curve is found.
     """
@@ -36,11 +38,11 @@ def fit_curve(ious: np.ndarray) -> tuple[float, float, float] | None:
         return None
     epochs, ious = np.arange(1.0, len(ious) + 1)[known], ious[known]
     start = (float(np.clip(ious.max(), 1e-3, 1)), 1.0, 1.0)
-    bounds = ([0, 0, 0], [1, np.inf, np.inf])
+    bounds, deviation = ([0, 0, 0], [1, np.inf, 1]), np.geomspace(1, 0.1, len(ious))
     with np.errstate(over="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", OptimizeWarning)  # says that the fit is exact
         try:
-            found, _ = curve_fit(learning_curve, epochs, ious, start, bounds=bounds, max_nfev=10_000)
+            found, _ = curve_fit(learning_curve, epochs, ious, start, deviation, bounds=bounds, max_nfev=10_000)
         except (RuntimeError, ValueError):  # no minimum; a value that is not finite on the way
             return None
     return tuple(found.tolist())
@@ -49,7 +51,7 @@ def fit_curve(ious: np.ndarray) -> tuple[float, float, float] | None:
 def slope_change(curve: tuple[float, float, float], epoch: int) -> float:
     """How far the slope of a `learning_curve` has fallen since epoch 1, |f'(1) - f'(t)| / |f'(1)|.
 
-    In [0, 1]; 0 for a slope that has risen, and for a curve without slope.
+    In [0, 1]; 0 for a curve without slope, and for a slope that has risen (c above 1, which is never fitted).
     """
     a, b, c = curve
 
@@ -70,16 +72,17 @@ def at_scales(net, image: Tensor, scales) -> list[Tensor]:
     return found
 
 
-def scale_divergence(every: list[Tensor], confidence: float = 0.8) -> Tensor:
+def scale_divergence(every: list[Tensor], mask: Tensor, confidence: float = 0.8) -> Tensor:
     """The mean KL(p_k || q) over scales k and pixels, q the mean of the p_k, (N,) float32.
 
-    `every` has the logits of each scale, (N, 1, H, W) or (N, C, H, W). 0 for an image on which q is nowhere as sure as
-    `confidence`, as in the authors' code.
+    `every` has the logits of each scale, (N, 1, H, W) or (N, C, H, W), `mask` is (N, H, W) uint8. 0 for an image on
+    whose annotated pixels q is nowhere as sure as `confidence`, as in the authors' code.
     """
     logs = torch.stack([log_probabilities(logits) for logits in every])
     mean = logs.logsumexp(0) - math.log(len(every))
     divergence = (logs.exp() * (logs - mean)).sum(2).mean((0, 2, 3))
-    return divergence * (mean.exp().amax((1, 2, 3)) >= confidence)
+    sure = mean.exp().amax(1).masked_fill(mask == IGNORE, 0)
+    return divergence * (sure.amax((1, 2)) >= confidence)
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -89,8 +92,8 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return logits.log_softmax(1) if both is None else both
 
 
-def class_overlaps(logits: Tensor, mask: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """{"iou_k": (intersection, union)} in pixels of the hard masks with a batch's masks, for every class k above 0."""
+def class_overlaps(logits: Tensor, mask: Tensor, first: int = 1) -> dict[str, tuple[Tensor, Tensor]]:
+    """{"iou_k": (intersection, union)} in pixels of the hard masks with a batch's masks, for classes k from `first`."""
     pred, classes = hard(logits), max(2, logits.shape[1])
     pairs = mask.long() * classes + pred
     if logits.shape[1] > 1:
@@ -100,44 +103,62 @@ def class_overlaps(logits: Tensor, mask: Tensor) -> dict[str, tuple[Tensor, Tens
     counts = counts[:-1].view(classes, classes)
     inter = counts.diagonal()
     union = counts.sum(0) + counts.sum(1) - inter
-    return {f"iou_{k}": (inter[k], union[k]) for k in range(1, classes)}
+    return {f"iou_{k}": (inter[k], union[k]) for k in range(first, classes)}
 
 
-def correct_masks(mask: Tensor, probability: Tensor, due: list[int], done: list[int], threshold: float) -> Tensor:
-    """Masks (N, H, W) uint8 with the labels of the classes `due` corrected by probabilities (N, C, H, W).
+def correct_masks(
+    mask: Tensor, probability: Tensor, turn: list[int], threshold: float, background: bool = True
+) -> Tensor:
+    """Masks (N, H, W) uint8 corrected by probabilities (N, C, H, W), once the classes `turn` have had their turn.
 
-    A pixel becomes its most probable class where that is more probable than `threshold`, where label and prediction are
-    the background, due or `done` (corrected before), one of them due, and where the image's mask has that class
-    somewhere: a correction moves classes, and invents none. 255 stays.
+    A pixel becomes its most probable class, whatever its label, where that is more probable than `threshold`, one of
+    `turn` or the background, and there in the image's mask: a correction moves classes. 255 stays. An image without any
+    of these classes stays; one of background alone, in which they may have been missed, does not, and may get each.
+    Nor does an image change that would lose more than half of its foreground and keep less than 5 %.
+    Without `background` class 0 is one like the others, and neither exception holds.
     """
     sure, pred = probability.max(1)
-    may, now = (torch.zeros(IGNORE + 1, dtype=torch.bool, device=mask.device) for _ in range(2))
-    may[[0, *due, *done]], now[due] = True, True
+    may = torch.zeros(IGNORE + 1, dtype=torch.bool, device=mask.device)
+    may[turn] = True
     there = torch.zeros(len(mask), IGNORE + 1, dtype=torch.bool, device=mask.device)
     there = there.scatter_(1, mask.flatten(1).long(), True)
-    there[:, 0] = True
-    label = mask.long()
-    change = (sure > threshold) & may[label] & may[pred] & (now[label] | now[pred])
+    concerned = there[:, turn].any(1)
+    if background:
+        empty = ~there[:, 1:IGNORE].any(1)
+        concerned |= empty
+        there |= empty[:, None]
+        may[0], there[:, 0] = True, True
+    change = (sure > threshold) & (mask != IGNORE) & may[pred] & concerned[:, None, None]
     change &= there.gather(1, pred.flatten(1)).view_as(pred)
-    return torch.where(change, pred.byte(), mask)
+    after = torch.where(change, pred.byte(), mask)
+    return torch.where(_nearly_gone(mask, after)[:, None, None], mask, after) if background else after
+
+
+def _nearly_gone(before, after):
+    """Whether an image has less than half of its foreground left and that is less than 5 % of its annotated pixels."""
+    known = before != IGNORE
+    had, has = (((mask != 0) & known).sum((1, 2)) for mask in (before, after))
+    return (2 * has < had) & (20 * has < known.sum((1, 2)))
 
 
 class EarlyLearning(nn.Module):
     """What a run has learnt about its classes and labels, all of it in buffers that its checkpoints save.
 
     `history` (epochs, classes): training IoU, -1 where unknown; `corrected` (classes,): the epoch, from 1, after which
-    a class was corrected, 0: not yet; `version` (images,): the epoch of the corrected mask that an image has, 0: the
-    given one. `version` is in shared memory, so that loader processes see it.
+    a class was corrected first, 0: not yet; `version` (images,): the epoch of the corrected mask that an image has, 0:
+    the given one. `version` is in shared memory, so that loader processes see it. With `background` class 0 has no
+    curve and no turn.
     """
 
-    def __init__(self, epochs: int, classes: int, images: int):
+    def __init__(self, epochs: int, classes: int, images: int, background: bool = True):
         super().__init__()
+        self.first = int(background)
         self.register_buffer("history", torch.full((epochs, max(2, classes)), -1.0, dtype=torch.float64))
         self.register_buffer("corrected", torch.zeros(max(2, classes), dtype=torch.int32))
         self.register_buffer("version", torch.zeros(images, dtype=torch.int32).share_memory_())
 
     def done(self) -> list[int]:
-        """The classes that have been corrected."""
+        """The classes that have had their turn."""
         return self.corrected.nonzero().flatten().tolist()
 
     def fit(self, epoch: int, means: dict[str, float]) -> dict:
@@ -146,7 +167,7 @@ class EarlyLearning(nn.Module):
         Returns what to log: `curve_k`, [a, b, c], and `slope_change_k`.
         """
         found = {}
-        for k in range(1, self.history.shape[1]):
+        for k in range(self.first, self.history.shape[1]):
             self.history[epoch, k] = means.get(f"train_iou_{k}", -1.0)
             curve = None if self.corrected[k] else fit_curve(self.history[: epoch + 1, k].numpy())
             if curve:
@@ -155,9 +176,9 @@ class EarlyLearning(nn.Module):
 
     def due(self, found: dict, limit: float) -> list[int]:
         """The classes whose slope has changed by more than `limit`, of what `fit` found."""
-        return [k for k in range(1, self.history.shape[1]) if found.get(f"slope_change_{k}", 0.0) > limit]
+        return [k for k in range(self.first, self.history.shape[1]) if found.get(f"slope_change_{k}", 0.0) > limit]
 
     def note(self, epoch: int, due: list[int], changed: Tensor) -> None:
-        """Note a correction after an epoch (from 1): its classes, and which images it changed, (images,) bool."""
+        """Note a correction after an epoch (from 1): classes new to it, and which masks it changed, (images,) bool."""
         self.corrected[due] = epoch
-        self.version[changed] = epoch
+        self.version.copy_(torch.where(changed, epoch, 0))
