@@ -15,6 +15,7 @@ from utils.args import parse
 from utils.errors import InputError
 from utils.images import read_mask, write_mask
 from utils.losses import hard, per_image_loss
+from utils.methods.robust_losses import CrossEntropy
 from utils.methods.selection import cleanness, differing_examples, examples
 from utils.methods.weighting import student_quality, weigh_pixels
 from utils.metrics import sample_scores
@@ -105,7 +106,7 @@ def test_nothing_is_nan_and_void_has_no_say():
     assert not gradient.permute(0, 2, 3, 1)[mask == VOID].any() and gradient[:3].any()
     for score in ("loss", "iou", "bf", "bm", "miou"):
         assert cleanness(logits, loss, mask, score).isfinite().all()
-    assert len(examples(logits, mask, "pixel")) == int((mask != VOID).sum())
+    assert len(examples(logits, mask, "pixel", CrossEntropy())) == int((mask != VOID).sum())
 
 
 def test_networks_disagree_only_where_somebody_annotated():
@@ -212,6 +213,8 @@ def test_the_picture_of_several_classes_has_their_colours(streets, tmp_path):
     add_noise.main(
         add_noise.Args(mask, str(tmp_path / "b.png"), kinds=["all"], image=image, severities=[0.8], classes=4)
     )
-    assert cv2.imread(str(tmp_path / "b.png")).shape[0] == 44 + len(KINDS) * (224 + 32) + 24
+    assert (
+        cv2.imread(str(tmp_path / "b.png")).shape[0] == 10 + -(-len(KINDS) // 5) * (34 + 224 + 32) + 24
+    )  # five side by side
     with pytest.raises(InputError, match="more than 1 with --kinds only"):
         add_noise.main(add_noise.Args(mask, str(tmp_path / "c.png"), classes=4))

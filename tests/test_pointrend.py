@@ -14,6 +14,7 @@ from test_scripts import BASE, ROOT, SCRIPTS, SMALL, Interrupted, launch, rows_o
 from utils.args import TrainArgs
 from utils.boundary import soft_boundary_f
 from utils.checkpoint import Checkpoint, load_network
+from utils.errors import InputError
 from utils.inference import Probabilities, to_probability
 from utils.losses import hard, per_image_loss, per_pixel_loss
 from utils.methods.robust_losses import CrossEntropy, build_loss
@@ -258,7 +259,16 @@ def star(rng, size=64):
     return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+SEMI = ["train_u2pl.py", "train_unimatch.py"]
+
+
+@pytest.mark.parametrize("script", SEMI)
+def test_heads_of_semi_supervised_scripts_refuse_it(script, tiny, tmp_path):
+    with pytest.raises(InputError, match="--arch PointRend: has no single last layer"):
+        launch(script, tiny, tmp_path, "run", *LITTLE)
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in SEMI])
 def test_every_script_trains_it(script, tiny, tmp_path):
     launch(script, tiny, tmp_path, "run", *LITTLE, "--pictures", "1")
     assert (tmp_path / "run/pictures/epoch_0001.png").exists()

@@ -32,6 +32,9 @@ class WithHeads(nn.Module):
         super().__init__()
         self.net, self.heads, self.perturbed = net, nn.ModuleDict(), 0
         self.seen = None  # what the network holds on its way, while this module asks it
+        if not isinstance(net.net, PlainUNet) and not hasattr(net.net, "segmentation_head"):
+            what = f"--arch {type(net.net).__name__}: has no single last layer to put heads beside"
+            raise InputError(f"{what}; use PlainUNet or an architecture of segmentation-models-pytorch")
         last = net.net.head if isinstance(net.net, PlainUNet) else net.net.segmentation_head
         last.register_forward_pre_hook(self._see_features)
         encoder = net.net.stages if isinstance(net.net, PlainUNet) else net.net.encoder
