@@ -22,6 +22,7 @@ from utils.checkpoint import Checkpoint
 from utils.lists import read_list
 from utils.logs import read_jsonl
 from utils.losses import per_image_loss
+from utils.methods.robust_losses import CrossEntropy
 from utils.models import Segmenter, build_model
 from utils.optim import build_optimizer
 from utils.run import Run
@@ -131,11 +132,11 @@ FEED = {
 
 def parts_of_training(module) -> dict:
     """What an epoch of a training script is made of."""
-    losses = ("per_image_loss", "weigh_pixels", "weighted_mean", "selected_loss", "examples")
+    losses = ("weigh_pixels", "weighted_mean", "selected_loss", "examples")
     update = [(torch.optim.AdamW, "step"), (torch.optim.lr_scheduler.LRScheduler, "step")]
     update += [(torch.optim.Optimizer, "zero_grad")]
     return FEED | {
-        "loss": [(module, name) for name in losses],
+        "loss": [(CrossEntropy, "forward"), *((module, name) for name in losses)],
         "method": [(module, name) for name in ("student_quality", "cleanness", "keep_cleanest", "selection_stats")],
         "backward": [(torch.Tensor, "backward")],
         "clip": [(steps, "clip_grad_value_")],

@@ -550,15 +550,15 @@ def test_gradient_that_is_not_finite_is_skipped_too(tmp_path):
 
 
 def test_skipped_batches_are_logged_and_survive_a_kill(tiny, tmp_path, monkeypatch):
-    import train_without_weight
+    from utils.methods import robust_losses
 
-    real = train_without_weight.per_image_loss
+    real = robust_losses.per_image_loss
 
     def sometimes(logits, mask):
         loss = real(logits, mask)
         return loss * float("inf") if torch.initial_seed() % 2 else loss
 
-    monkeypatch.setattr(train_without_weight, "per_image_loss", sometimes)
+    monkeypatch.setattr(robust_losses, "per_image_loss", sometimes)
     flags = ["--epochs", "2", "--skip-nonfinite"]
     whole = test_scripts.launch(BASE, tiny, tmp_path, "whole", *flags)
     rows = rows_of(tmp_path / "whole")

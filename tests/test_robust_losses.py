@@ -258,11 +258,13 @@ def test_loss_goes_down(loss, tiny, tmp_path):
     assert ("nu" in rows[0]) == (loss == "t_loss")
 
 
+SEMI = ["train_u2pl.py", "train_unimatch.py"]
 ALL_AT_ONCE = "--precision fp16 --accumulate 2 --skip-nonfinite"
 
 
 @pytest.mark.parametrize(
-    ("script", "more"), [(s, "") for s in SCRIPTS] + [(s, ALL_AT_ONCE) for s in (BASE, "train_co_teaching.py")]
+    ("script", "more"),
+    [(s, "") for s in SCRIPTS if s not in SEMI] + [(s, ALL_AT_ONCE) for s in (BASE, "train_co_teaching.py")],
 )
 def test_t_loss_resumes_on_the_same_bits(script, more, tiny, tmp_path, monkeypatch):
     flags = ["--epochs", "3", "--loss", "t_loss", "--optimizer", "ranger", *more.split()]
@@ -276,8 +278,15 @@ def test_t_loss_resumes_on_the_same_bits(script, more, tiny, tmp_path, monkeypat
     assert rows == rows_of(tmp_path / "parts")
     name = "nu" if "nu" in rows[0] else "nu_b"
     nu = [row[name] for row in rows[:3]]
-    saved = [loss["free"] for loss in read_checkpoint(tmp_path / "parts/last.pt")["losses"]]
+    losses = read_checkpoint(tmp_path / "parts/last.pt")["losses"]
+    saved = [value for loss in losses for key, value in loss.items() if key.endswith("free")]
     assert len(set(nu)) == 3 and nu[2] == pytest.approx(math.exp(saved[-1]), rel=1e-6)
+
+
+@pytest.mark.parametrize("script", SEMI)
+def test_semi_supervised_scripts_refuse_another_loss(script, tiny, tmp_path):
+    with pytest.raises(InputError, match="--loss gce: this script learns by cross entropy"):
+        launch(script, tiny, tmp_path, "a", "--loss", "gce")
 
 
 def test_a_network_trained_with_t_loss_loads_as_any_other(tiny, tmp_path):

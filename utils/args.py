@@ -240,6 +240,8 @@ def check(args: TrainArgs) -> None:
     check_loss(args)
     if args.compat == "nlkd" and hasattr(args, "slope_change"):
         raise InputError("--compat nlkd: the released code corrects no labels; leave it out")
+    if hasattr(args, "unsup_weight") and args.loss != "ce":
+        raise InputError(f"--loss {args.loss}: this script learns by cross entropy; leave --loss out")
     if args.compat == "nlkd" and args.classes > 1:
         raise InputError("--compat nlkd: the released code knows one class only; leave --classes or --compat out")
     if args.classes > 255:
