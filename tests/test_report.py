@@ -206,6 +206,17 @@ def test_several_sweeps_are_kept_apart(tmp_path):
     assert "| two | 60 | kd_bf |" in (tmp_path / "both/table.md").read_text()
 
 
+def test_a_sweep_may_be_called_noise(tmp_path):
+    write_run(tmp_path, "noise/teacher", 0.9)
+    write_run(tmp_path, "noise/noise60-polygon-0.7/kd_bf_s0", 0.8)
+    found = frame_of(find_runs([tmp_path / "noise"]))
+    assert set(found["sweep"]) == {""} and dict(zip(found["row"], found["noise"], strict=True)) == {
+        "teacher": "",
+        "kd_bf": "noise60-polygon-0.7",
+    }
+    assert set(report.summary(found)["noise"]) == {"", "60 polygon-0.7"}
+
+
 def test_nothing_finished_one_epoch_and_no_runs(tmp_path):
     write_run(tmp_path / "a", "noise60/kd_bf_s0", epochs=1)
     write_run(tmp_path / "a", "noise60/no_weight_s0", epochs=0)

@@ -35,13 +35,13 @@ class Found:
     def noise(self) -> str:
         """The folder above, if it says a noise ratio, and maybe a kind ("noise60", "noise60-polygon"), else nothing."""
         above = self.folder.parent.name
-        return printable(above) if above.startswith("noise") else ""
+        return printable(above) if re.match(r"noise\d", above) else ""
 
     @property
     def row(self) -> str:
         """The folder's name without the seed; teachers of folds keep the folder above."""
         name, above = re.sub(r"_s\d+$", "", self.folder.name), self.folder.parent.name
-        return printable(f"{above}/{name}" if above.startswith("folds") else name)
+        return printable(f"{above}/{name}" if re.match(r"folds\d", above) else name)
 
     @property
     def seed(self) -> int:
@@ -54,7 +54,7 @@ class Found:
     def sweep(self) -> Path:
         """The folder of its sweep: the one above, or above its noise ratio."""
         above = self.folder.parent
-        return above.parent if above.name.startswith(("noise", "folds")) else above
+        return above.parent if re.match(r"(noise|folds)\d", above.name) else above  # not of a sweep called "noise"
 
     def series(self, key: str) -> dict[int, float]:
         """A number of the log by epoch; of two networks the validation scores of the one that was better there."""
