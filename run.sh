@@ -29,9 +29,8 @@ fail() {
   exit 2
 }
 MODE=${1:-sweep}
-ROWS="clean no_weight teacher_miou teacher_bf teacher_bm teacher_pixel kd_miou kd_bf kd_bm kd_pixel decoupling co_teaching
-  co_teaching+ weights"
-ROWS=$(echo $ROWS) MORE_ROWS="cleaned gce sce nr_dice t_loss early_correction spatial_correction"
+ROWS="clean no_weight teacher_miou teacher_bf teacher_bm teacher_pixel kd_miou kd_bf kd_bm kd_pixel"
+ROWS+=" decoupling co_teaching co_teaching+ weights" MORE_ROWS="cleaned gce sce nr_dice t_loss early_correction spatial_correction"
 [ "$MODE" = paper ] || [ "$MODE" = sweep ] || fail "./run.sh $MODE: say nothing, or 'paper'"
 NPROC=${NPROC:-1} DRY_RUN=${DRY_RUN:-} ONLY=${ONLY:-} SEEDS=${SEEDS:-0}
 OP=${OP:-both} LEVELS=${LEVELS:-6 10} NOISE=${NOISE:-60} TEACHER=${TEACHER:-trusted} TRUSTED=${TRUSTED:-20}

@@ -243,13 +243,18 @@ def _warn_once(text):
     warn(text)
 
 
+def reading(args) -> dict:
+    """How the flags of a run say that any of its lists is read and kept: arguments of a `ListDataset`."""
+    how = {"root": args.data_root, "size": args.size, "classes": args.classes, "cache_gb": args.cache_gb}
+    return how | {"cache_dir": args.cache_dir or Path(args.run_dir) / ".cache"}
+
+
 def open_lists(args, weighted: bool = False, kind: type = ListDataset) -> list[ListDataset]:
     """The training (a `kind`), validation and (if there is one) test list of the flags, all files checked."""
     for flag in ("train_csv", "valid_csv"):
         if not getattr(args, flag):
             raise InputError(f"--{flag}: name a list")
-    how = {"root": args.data_root, "size": args.size, "classes": args.classes, "cache_gb": args.cache_gb}
-    how["cache_dir"] = args.cache_dir or Path(args.run_dir) / ".cache"
+    how = reading(args)
     lists = {"train": kind(args.train_csv, weighted=weighted, augment=args.augment, seed=args.seed, **how)}
     lists["valid"] = ListDataset(args.valid_csv, **how)
     if args.test_csv:

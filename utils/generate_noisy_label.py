@@ -30,7 +30,7 @@ from utils.add_noise import coarsen
 from utils.args import launch
 from utils.errors import InputError, report_bad_rows
 from utils.images import read_mask, read_pair, write_mask
-from utils.lists import read_list, unique_stems, write_list
+from utils.lists import from_root, read_list, unique_stems, write_list
 from utils.logs import read_record, replace_text
 from utils.noise_args import Args, complete
 from utils.noise_mixture import Mixture
@@ -133,7 +133,10 @@ def _plan(args: Args, pool: pd.DataFrame, ratio: int, mixture: Mixture | None) -
     if mixture:
         expected |= {"kinds": {k: [chance, mixture.strengths[k]] for k, chance in mixture.chances.items()}}
         expected |= {"classes": args.classes, "confusion": _hash(args.confusion) if args.confusion else ""}
-    expected |= {"masks": _in_list(args, folder), "inputs": {role: _hash(path) for role, path in sources.items()}}
+    expected |= {
+        "masks": from_root(folder, args.data_root),
+        "inputs": {role: _hash(path) for role, path in sources.items()},
+    }
     if {os.path.abspath(path) for path in lists.values()} & {os.path.abspath(path) for path in sources.values()}:
         raise InputError(f"--out-csv {args.out_csv}: an input list would be overwritten; choose another folder")
     if os.path.abspath(folder) in {os.path.abspath(Path(args.data_root, clean).parent) for clean in pool["clean"]}:
@@ -247,11 +250,6 @@ def _write_trusted(args: Args, pool: pd.DataFrame) -> None:
     if not path.is_file() or path.read_text() != table.to_csv(index=False, lineterminator="\n"):
         write_list(table, path)
         print(f"{len(rows)} clean images, {(rows['role'] == 'train').sum()} of them of the training list: {path}")
-
-
-def _in_list(args: Args, path: Path) -> str:
-    root, path = Path(os.path.abspath(args.data_root)), Path(os.path.abspath(path))
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _hash(path) -> str:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from utils.errors import InputError, report_bad_rows
 from utils.images import IGNORE, read_mask, write_mask
-from utils.lists import read_list, unique_stems
+from utils.lists import from_root, read_list, unique_stems
 from utils.store import in_threads
 from utils.written import write_new_lists, write_new_text
 
@@ -96,7 +96,7 @@ def write_groups(args: RegroupArgs) -> tuple[pd.DataFrame, list[str]]:
     found = list(tqdm(in_threads(one, range(len(frame))), "masks", len(frame), disable=None, leave=False))
     bad = [(int(line), str(e)) for line, e in zip(frame["line"], found, strict=True) if isinstance(e, InputError)]
     report_bad_rows(args.list, bad, "Correct --data-root or these rows.")
-    frame["filename"], frame["label"] = _below(paths, args.data_root), found
+    frame["filename"], frame["label"] = [from_root(path, args.data_root) for path in paths], found
     return frame.drop(columns="line"), names
 
 
@@ -111,9 +111,3 @@ def _mapped_labels(frame, table, path) -> list[str]:
 
 def _text(labels: Iterable[int]) -> str:
     return " ".join(str(label) for label in sorted(labels) if label != IGNORE)
-
-
-def _below(paths, root) -> list[str]:
-    root = Path(root).absolute()
-    absolute = [path.absolute() for path in paths]
-    return [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in absolute]

@@ -5,10 +5,11 @@ from copy import deepcopy
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from utils.checkpoint import bare
 from utils.corrected import CorrectedDataset, files_to_disk
-from utils.dataset import ListDataset, check_leak
+from utils.dataset import ListDataset, check_leak, reading
 from utils.errors import InputError
 from utils.images import write_mask
 from utils.losses import hard
@@ -28,15 +29,15 @@ def relabel(run, net, dataset: CorrectedDataset, version: int, change: Callable)
     own, classes, compare = range(run.rank, len(dataset), run.world), run.args.classes, dataset.clean_known()
     dataset.kept_at(0, version).parent.mkdir(parents=True, exist_ok=True)
     changed = pixels = dice = 0.0
-    for first in range(0, len(own), size):
+    for first in tqdm(range(0, len(own), size), "correcting", leave=False, disable=None if run.main else True):
         rows = own[first : first + size]
-        images = torch.from_numpy(np.stack([dataset.plain(i)[0] for i in rows])).to(run.device)
+        images, masks = zip(*(dataset.plain(i) for i in rows), strict=True)
         with run.autocast():
-            logits = net(images.permute(0, 3, 1, 2))
-        for i, one in zip(rows, logits.float().cpu().numpy(), strict=True):
+            logits = net(torch.from_numpy(np.stack(images)).to(run.device).permute(0, 3, 1, 2))
+        for i, one, before in zip(rows, logits.float().cpu().numpy(), masks, strict=True):
             mask = change(one, dataset.given(i))
             write_mask(dataset.kept_at(i, version), mask, classes)
-            changed, pixels = changed + (mask != dataset.plain(i)[1]).sum(), pixels + mask.size
+            changed, pixels = changed + (mask != before).sum(), pixels + mask.size
             if compare:
                 dice += pair_scores(mask, dataset.clean(i), classes)["dice"]
     files_to_disk(dataset.kept_at(0, version).parent)
@@ -82,7 +83,7 @@ def open_trusted(args, lists: list[ListDataset]) -> ListDataset:
     """
     if not args.trusted_csv:
         return _clean(lists[1], args)
-    trusted = ListDataset(args.trusted_csv, args.data_root, args.size, args.classes, cache_gb=args.cache_gb)
+    trusted = ListDataset(args.trusted_csv, **reading(args))
     if len(lists) == 3:
         check_leak(lists[2], trusted)
     return _clean(trusted, args)

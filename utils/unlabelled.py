@@ -1,13 +1,11 @@
 """Lists of images without masks, and the batches of labelled and unlabelled images that semi-supervised scripts see."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from utils.augment import photometric
-from utils.dataset import ListDataset, check_leak, open_lists
+from utils.dataset import ListDataset, check_leak, open_lists, reading
 from utils.errors import InputError
 from utils.images import IGNORE, read_image
 
@@ -140,9 +138,7 @@ def open_semi(args, views: int) -> list[Dataset]:
         if views:
             raise InputError("--unlabelled_csv: name a list of images (CSV with a column img)")
         return lists
-    how = {"root": args.data_root, "size": args.size, "classes": args.classes, "cache_gb": args.cache_gb}
-    how["cache_dir"] = args.cache_dir or Path(args.run_dir) / ".cache"
-    unlabelled = UnlabelledDataset(args.unlabelled_csv, augment=args.augment, seed=args.seed, **how)
+    unlabelled = UnlabelledDataset(args.unlabelled_csv, augment=args.augment, seed=args.seed, **reading(args))
     if args.test_csv:
         check_leak(lists[-1], unlabelled)
     lists[0] = PairedDataset(lists[0], unlabelled, views)

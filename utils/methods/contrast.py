@@ -117,7 +117,8 @@ def released_sets(
 
     Negatives of a class must also be of it; the k-th class that is present meets the anchors of class k.
     """
-    ranked, later = _first(prob, low), ~_first(prob, low) & _first(prob, min(high, prob.shape[1]))
+    ranked = _first(prob, low)
+    later = ~ranked & _first(prob, min(high, prob.shape[1]))
     certain = of_class & _join(reliable, labelled)
     negatives = torch.cat([(ranked & ~of_class)[:labelled], later[labelled:] & unreliable[:, None]])
     anchors, negatives = certain & (prob > threshold), negatives & of_class & (prob < 1)
