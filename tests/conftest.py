@@ -1,5 +1,6 @@
 """Small data that the tests draw themselves."""
 
+import signal
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,9 @@ LISTS |= {"train_distill": {"teacher": "teacher.pt"}, "train_lad_student": {"tea
 
 # a network that has seen so little predicts nothing, and has no bias; test_spatial_correction.py has others
 SHORT = {"train_spatial_correction": ["--rounds", "0"]}
+
+# a shell that starts the tests in the background (test.sh does) has them ignore Ctrl-C, and so all that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # the networks here are too small to share, and shared cores would make threads wait
 
