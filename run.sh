@@ -194,11 +194,16 @@ plan() { # before anything runs: what the whole sweep will run, from the command
   DONE=$(progress | cut -d' ' -f1)
 }
 progress() { # work that is done, work in all (epochs x networks x images), runs that are over, runs
-  local entry folder epochs nets list images done=0 all=0 over=0 now log
+  local entry folder epochs nets list images done=0 all=0 over=0 now log most=100
+  for entry in "${PLAN[@]}"; do
+    list=${entry##* }
+    [ -f "$list" ] && images=$(wc -l <"$list") || images=0
+    most=$((images > most ? images : most))
+  done
   for entry in "${PLAN[@]}"; do
     read -r folder epochs nets list <<<"$entry"
     log=$folder/log.jsonl
-    [ -f "$list" ] && images=$(wc -l <"$list") || images=100
+    [ -f "$list" ] && images=$(wc -l <"$list") || images=$most # a list that a later kind of noise writes
     [ -f "$log" ] && now=$(grep -c '"epoch"' "$log") || now=0
     done=$((done + (now < epochs ? now : epochs) * nets * images)) all=$((all + epochs * nets * images))
     over=$((over + (now >= epochs)))

@@ -11,8 +11,8 @@
 #   DATA, or TRAIN VALID TEST   DATA_ROOT   MORE (lists of further images without masks)   CLASSES
 #   LABELLED="46 1/8" (images, or shares of the list)   SEEDS="0 1 2"   ONLY="supervised u2pl" (of the ROWS below)
 #   EPOCHS (passes over the unlabelled images)  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  PRECISION  AUGMENT
-#   WARM (epochs on masks alone)  BANK  KEYS (of the contrast)   SELECT=best|last   NPROC (processes a run)  JOBS (runs at a time)
-#   SWEEP (its name; all it writes is in runs/SWEEP)   DRY_RUN=1 (print the command lines)
+#   WIDTH (of PlainUNet)  WARM (epochs on masks alone)  BANK  KEYS  FEATURES (of the contrast)   SELECT=best|last
+#   NPROC (processes a run)  JOBS (runs at a time)  SWEEP (its name; all it writes is in runs/SWEEP)   DRY_RUN=1 (print the command lines)
 set -euo pipefail
 for name in DATA TRAIN VALID TEST DATA_ROOT; do # files of the caller's folder
   if [ -n "${!name:-}" ] && [ -e "${!name}" ]; then declare "$name=$(realpath "${!name}")"; fi
@@ -29,8 +29,8 @@ ONLY=${ONLY:-$ROWS} LABELLED=${LABELLED:-1/16 1/8} SEEDS=${SEEDS:-0} CLASSES=${C
 SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-10} BATCH=${BATCH:-8} LR=${LR:-1e-3} OPTIMIZER=${OPTIMIZER:-adamw} WARM=${WARM:-1}
 ARCH=${ARCH:-Unet} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none} AUGMENT=${AUGMENT:-crop}
 NPROC=${NPROC:-1} JOBS=${JOBS:-1} SELECT=${SELECT:-best} KEYS=${KEYS:-$((SIZE >= 256 ? 512 : 128))}
-BANK=${BANK:-$((SIZE >= 256 ? 30000 : 3000))}
-for name in EPOCHS SIZE BATCH NPROC JOBS CLASSES KEYS BANK; do
+BANK=${BANK:-$((SIZE >= 256 ? 30000 : 3000))} FEATURES=${FEATURES:-256} WIDTH=${WIDTH:-64}
+for name in EPOCHS SIZE BATCH NPROC JOBS CLASSES KEYS BANK FEATURES WIDTH; do
   [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "$name=${!name}: a whole number of 1 or more"
 done
 [[ $WARM =~ ^[0-9]+$ ]] || fail "WARM=$WARM: a whole number"
@@ -119,10 +119,10 @@ for share in $LABELLED; do
   COUNTS+=" $share"
 done
 SAME=(--valid_csv "$VALID" --test_csv "${TEST:-}" --data_root "${DATA_ROOT:-.}" --classes "$CLASSES" --size "$SIZE" --arch "$ARCH"
-  --encoder "$ENCODER" --encoder-weights "$ENCODER_WEIGHTS" --optimizer "$OPTIMIZER" --learning-rate "$LR" --weight-decay 1e-2
+  --width "$WIDTH" --encoder "$ENCODER" --encoder-weights "$ENCODER_WEIGHTS" --optimizer "$OPTIMIZER" --learning-rate "$LR" --weight-decay 1e-2
   --scheduler poly --epochs "$EPOCHS" --batch-size "$BATCH" --augment "$AUGMENT" --select "$SELECT" --precision "$PRECISION"
   --run_dir "$LOGS")
-CONTRAST=(--warm-epochs "$WARM" --bank "$BANK" --bank-first 0 --max-keys "$KEYS")
+CONTRAST=(--warm-epochs "$WARM" --bank "$BANK" --bank-first 0 --max-keys "$KEYS" --features "$FEATURES")
 one() { # row, seed, masks: one run of the ladder
   local row=$1 seed=$2 name=labelled$3/$1_s$2 split=$LISTS/seed$2
   local flags=(--name "$name" --seed "$seed" "${SAME[@]}") few=("$split/labelled_$3.csv" --unlabelled_csv "$split/unlabelled_$3.csv")

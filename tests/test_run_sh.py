@@ -263,13 +263,14 @@ def test_a_failed_run_is_reported_and_does_not_stop_the_others(tmp_path):
 
 
 def test_the_time_left_is_that_of_the_work_left(tmp_path):
-    """Three runs of 10 epochs on 100 images, one of them with two networks; 8 s for the first ten of forty epochs."""
+    """Three runs of 10 epochs, one with two networks; 8 s for the first ten of forty. Unwritten lists count, too."""
     folder = stand_in(tmp_path / "a")
     functions = (folder / "run.sh").read_text()
     start = functions.index("plan()")
     code = functions[start : functions.index("code_of()")]
     (folder / "runs/a").mkdir(parents=True)
     (folder / "runs/a/log.jsonl").write_text('{"epoch": 0}\n' * 10 + '{"split": "test", "best_epoch": 3}\n')
+    (folder / "l.csv").write_text("image\n" * 200)
     code += """
     MODE=commands DONE=0
     commands() {
