@@ -12,102 +12,45 @@
 #   LABELLED="46 1/8" (images, or shares of the list)   SEEDS="0 1 2"   ONLY="supervised u2pl" (of the ROWS below)
 #   EPOCHS (passes over the unlabelled images)  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  PRECISION  AUGMENT
 #   WIDTH (of PlainUNet)  WARM (epochs on masks alone)  BANK  KEYS  FEATURES (of the contrast)   SELECT=best|last
-#   NPROC (processes a run)  JOBS (runs at a time)  SWEEP (its name; all it writes is in runs/SWEEP)   DRY_RUN=1 (print the command lines)
+#   NPROC (processes a run)  JOBS (runs at a time)  SWEEP (its name; all it writes is in runs/SWEEP)
+#   DRY_RUN=1 (print the command lines)
 set -euo pipefail
 for name in DATA TRAIN VALID TEST DATA_ROOT; do # files of the caller's folder
   if [ -n "${!name:-}" ] && [ -e "${!name}" ]; then declare "$name=$(realpath "${!name}")"; fi
 done
 cd "$(dirname "$0")"
 . ./setup.sh
+. ./sweep.sh
 
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
+MODE=ladder
 ROWS="supervised mean_teacher cutmix u2pl_no_contrast u2pl fixmatch unimatch all_masks"
-ONLY=${ONLY:-$ROWS} LABELLED=${LABELLED:-1/16 1/8} SEEDS=${SEEDS:-0} CLASSES=${CLASSES:-1} DRY_RUN=${DRY_RUN:-}
+ONLY=${ONLY:-} LABELLED=${LABELLED:-1/16 1/8} SEEDS=${SEEDS:-0} CLASSES=${CLASSES:-1} DRY_RUN=${DRY_RUN:-}
 SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-10} BATCH=${BATCH:-8} LR=${LR:-1e-3} OPTIMIZER=${OPTIMIZER:-adamw} WARM=${WARM:-1}
 ARCH=${ARCH:-Unet} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none} AUGMENT=${AUGMENT:-crop}
-NPROC=${NPROC:-1} JOBS=${JOBS:-1} SELECT=${SELECT:-best} KEYS=${KEYS:-$((SIZE >= 256 ? 512 : 128))}
+NPROC=${NPROC:-1} SELECT=${SELECT:-best} TEST=${TEST:-} KEYS=${KEYS:-$((SIZE >= 256 ? 512 : 128))}
 BANK=${BANK:-$((SIZE >= 256 ? 30000 : 3000))} FEATURES=${FEATURES:-256} WIDTH=${WIDTH:-64}
-for name in EPOCHS SIZE BATCH NPROC JOBS CLASSES KEYS BANK FEATURES WIDTH; do
-  [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "$name=${!name}: a whole number of 1 or more"
-done
+whole EPOCHS SIZE BATCH NPROC CLASSES KEYS BANK FEATURES WIDTH ${JOBS:+JOBS}
 [[ $WARM =~ ^[0-9]+$ ]] || fail "WARM=$WARM: a whole number"
 [[ " $LABELLED " =~ ^(\ +[1-9][0-9]*(/[1-9][0-9]*)?)+\ +$ ]] || fail "LABELLED=$LABELLED: numbers or shares such as 1/16"
-[[ " $SEEDS " =~ ^(\ +[0-9]+)+\ +$ ]] || fail "SEEDS=$SEEDS: numbers separated by blanks"
+several_seeds
 for name in $ONLY; do [[ " $ROWS " == *" $name "* ]] || fail "ONLY=$ONLY: no row $name; rows are $ROWS"; done
 if [ -n "${TRAIN:-}" ]; then
   [ -n "${VALID:-}" ] || fail "TRAIN=$TRAIN: name a validation list too, VALID=list.csv"
   [ -z "${DATA:-}" ] || fail "DATA and TRAIN: name one of them"
-  NAME=$(basename "$TRAIN" .csv)
+  SET=$(basename "$TRAIN" .csv)
 else
-  NAME=$(basename "${DATA:-demo}" .csv)
+  find_data
 fi
-SWEEP=${SWEEP:-u2pl-$NAME-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep} LOGS=runs/${SWEEP}
+SWEEP=${SWEEP:-u2pl-$SET-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep} LOGS=runs/${SWEEP}
 
-PY=python PRECISION=${PRECISION:-}
-[ -n "$DRY_RUN" ] || set_up requirements.txt
-if [ -z "$PRECISION" ]; then
-  if [ -n "$DRY_RUN" ] || "$PY" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo
-  then PRECISION=bf16; else PRECISION=fp32; fi
-fi
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) > JOBS * NPROC ? $(nproc) / (JOBS * NPROC) : 1))}
-LAUNCH=("$PY")
-if [ "$NPROC" -gt 1 ]; then LAUNCH+=(-m torch.distributed.run --standalone "--nproc_per_node=$NPROC"); fi
-
-leave() { # exit code: what is still at work saves first
-  trap '' INT TERM HUP
-  local running
-  running=$(jobs -rp)
-  [ -z "$running" ] || kill -TERM $running 2>/dev/null || true
-  wait
-  [ "$1" != 75 ] || echo "interrupted; the same command goes on from here" >&2
-  exit "$1"
-}
-trap 'exit 75' INT TERM HUP
-trap 'leave $?' EXIT
-if [ -z "$DRY_RUN" ]; then
-  mkdir -p "$LOGS/logs"
-  exec 9>>"$LOGS/.lock"
-  flock -n 9 || fail "$LOGS: this sweep is at work already; wait for it, or set SWEEP=another_name"
-  rm -f "$LOGS"/logs/*.code
-fi
-say() { # words of a command, so that a shell reads them back
-  local line
-  printf -v line '%q ' "$@"
-  echo "${line% }"
-}
-stage() { # a tool: its failure ends the sweep
-  if [ -n "$DRY_RUN" ]; then say "$PY" "$@"; return; fi
-  "$PY" "$@" & # bash would hear a signal only after the end of a command in the foreground
-  wait $!
-}
-run() { # name, script, flags...: a training run in the background, up to JOBS at a time
-  local name=$1 log=$LOGS/logs/${1//\//_}.log
-  shift
-  if [ -n "$DRY_RUN" ]; then say "${LAUNCH[@]}" "$@"; return; fi
-  while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n || true; done
-  (
-    child="" code=0
-    trap '[ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true' TERM
-    "${LAUNCH[@]}" "$@" >"$log" 2>&1 &
-    child=$!
-    wait "$child" || code=$?
-    while kill -0 "$child" 2>/dev/null; do wait "$child" || code=$?; done # a signal ends `wait`, not yet the run
-    echo "$code" >"$log.code"
-    echo "[$SECONDS s] $name: $([ $code = 0 ] || echo "exit code $code: ")$(tail -n 1 "$log" | cut -c1-150)"
-  ) &
-}
+machine
+claim
 
 LISTS=$LOGS/lists
 if [ -z "${TRAIN:-}" ]; then
-  if [ -z "${DATA:-}" ]; then
-    stage utils/prepare_data.py demo --out data/demo
-    stage utils/prepare_data.py folder --images data/demo/image --masks data/demo/mask --test 0.2 --out "$LISTS"
-  elif [ -f "$DATA" ]; then stage utils/prepare_data.py list "$DATA" --test 0.2 --out "$LISTS"
-  else stage utils/prepare_data.py folder --images "$DATA/images" --masks "$DATA/masks" --test 0.2 --out "$LISTS"; fi
-  TRAIN=$LISTS/train.csv VALID=$LISTS/valid.csv TEST=$LISTS/test.csv
+  if [ -z "${DATA:-}" ]; then draw_demo; fi
+  stage utils/prepare_data.py "${SOURCE[@]}" --out "$LISTS"
+  TRAIN=$LISTS/train.csv VALID=$LISTS/valid.csv TEST=${TEST:-$LISTS/test.csv}
 fi
 COUNTS=""
 for share in $LABELLED; do
@@ -118,10 +61,10 @@ for share in $LABELLED; do
   fi
   COUNTS+=" $share"
 done
-SAME=(--valid_csv "$VALID" --test_csv "${TEST:-}" --data_root "${DATA_ROOT:-.}" --classes "$CLASSES" --size "$SIZE" --arch "$ARCH"
-  --width "$WIDTH" --encoder "$ENCODER" --encoder-weights "$ENCODER_WEIGHTS" --optimizer "$OPTIMIZER" --learning-rate "$LR" --weight-decay 1e-2
-  --scheduler poly --epochs "$EPOCHS" --batch-size "$BATCH" --augment "$AUGMENT" --select "$SELECT" --precision "$PRECISION"
-  --run_dir "$LOGS")
+SAME=(--valid_csv "$VALID" --test_csv "$TEST" --data_root "${DATA_ROOT:-.}" --classes "$CLASSES" --size "$SIZE" --arch "$ARCH"
+  --width "$WIDTH" --encoder "$ENCODER" --encoder-weights "$ENCODER_WEIGHTS" --optimizer "$OPTIMIZER" --learning-rate "$LR"
+  --weight-decay 1e-2 --scheduler poly --epochs "$EPOCHS" --batch-size "$BATCH" --augment "$AUGMENT" --select "$SELECT"
+  --precision "$PRECISION" --run_dir "$LOGS")
 CONTRAST=(--warm-epochs "$WARM" --bank "$BANK" --bank-first 0 --max-keys "$KEYS" --features "$FEATURES")
 one() { # row, seed, masks: one run of the ladder
   local row=$1 seed=$2 name=labelled$3/$1_s$2 split=$LISTS/seed$2
@@ -133,17 +76,16 @@ one() { # row, seed, masks: one run of the ladder
     *) run "$name" train_u2pl.py --train_csv "${few[@]}" --preset "$row" "${flags[@]}" "${CONTRAST[@]}" ;;
   esac
 }
-for seed in $SEEDS; do
-  stage utils/prepare_data.py split "$TRAIN" --labelled $COUNTS --seed "$seed" --keep-masks --data-root "${DATA_ROOT:-.}" \
-    ${MORE:+--extra $MORE} --out "$LISTS/seed$seed"
-  for count in $COUNTS; do for row in $ROWS; do if [[ " $ONLY " == *" $row "* ]]; then one "$row" "$seed" "$count"; fi; done; done
-done
-while [ -n "$(jobs -rp)" ]; do wait -n || true; done
-FOLDERS=()
-for count in $COUNTS; do FOLDERS+=("$LOGS/labelled$count"); done
-stage utils/report.py "${FOLDERS[@]}" --score mIoU --baseline supervised --out "$LOGS"
-[ -z "$DRY_RUN" ] || exit 0
-CODES=$(cat "$LOGS"/logs/*.code)
-if grep -qvxE '0|75|129|130|143' <<<"$CODES"; then echo "some runs failed; their logs: $LOGS/logs" >&2; exit 1; fi
-if grep -qvx 0 <<<"$CODES"; then exit 75; fi
-echo "done in $SECONDS s; the table is $LOGS/table.md, the report $LOGS/report.html"
+ladder() {
+  local seed count row folders=()
+  for seed in $SEEDS; do
+    stage utils/prepare_data.py split "$TRAIN" --labelled $COUNTS --seed "$seed" --keep-masks --data-root "${DATA_ROOT:-.}" \
+      ${MORE:+--extra $MORE} --out "$LISTS/seed$seed"
+    for count in $COUNTS; do for row in $ROWS; do if wanted "$row"; then one "$row" "$seed" "$count"; fi; done; done
+  done
+  finish
+  for count in $COUNTS; do folders+=("$LOGS/labelled$count"); done
+  stage utils/report.py "${folders[@]}" --score mIoU --baseline supervised --out "$LOGS"
+  [ -n "$DRY_RUN" ] || echo "done in $((SECONDS - STARTED)) s; the table is $LOGS/table.md, the report $LOGS/report.html"
+}
+go

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -209,9 +210,10 @@ echo "$*" >>done
 
 
 def stand_in(folder):
-    """A folder with the real run.sh and slurm.sh, and a stand-in for Python."""
+    """A folder with the real sweeps and slurm.sh, and a stand-in for Python."""
     (folder / "benchmarks").mkdir(parents=True)
-    shutil.copy(ROOT / "run.sh", folder)
+    for path in (ROOT / "sweep.sh", *ROOT.glob("run*.sh")):
+        shutil.copy(path, folder)
     shutil.copy(ROOT / "benchmarks/slurm.sh", folder / "benchmarks")
     (folder / "setup.sh").write_text("find_python() { PY=$PWD/python; }\nset_up() { find_python; }\n")
     (folder / "python").write_text(FAKE_PYTHON)
@@ -231,9 +233,9 @@ def sweep(folder, *words, command=("./run.sh",), **env):
     return subprocess.run([*command, *words], cwd=folder, env=settings(**env), capture_output=True, text=True)
 
 
-def start(folder, **env):
+def start(folder, script="./run.sh", **env):
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen(["./run.sh"], cwd=folder, env=settings(**env), **how)
+    return subprocess.Popen([script], cwd=folder, env=settings(**env), **how)
 
 
 def lines(path):
@@ -265,7 +267,7 @@ def test_a_failed_run_is_reported_and_does_not_stop_the_others(tmp_path):
 def test_the_time_left_is_that_of_the_work_left(tmp_path):
     """Three runs of 10 epochs, one with two networks; 8 s for the first ten of forty. Unwritten lists count, too."""
     folder = stand_in(tmp_path / "a")
-    functions = (folder / "run.sh").read_text()
+    functions = (folder / "sweep.sh").read_text()
     start = functions.index("plan()")
     code = functions[start : functions.index("code_of()")]
     (folder / "runs/a").mkdir(parents=True)
@@ -315,6 +317,36 @@ def test_an_interrupted_sweep_waits_for_its_runs_and_then_does_what_is_missing(t
     assert sweep(whole).returncode == 0
     assert sorted(lines(folder / "done")) == sorted(lines(whole / "done"))
     assert not {line.split(" on GPU")[0] for line in lines(folder / "work")} & set(before)
+
+
+LADDER = {"LABELLED": "4 8", "SEEDS": "0 1", "ONLY": "supervised u2pl unimatch all_masks"}
+
+
+def test_every_rung_of_the_ladder_sees_the_same_masks_and_makes_the_same_steps(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    done = sweep(folder, command=("./run_u2pl.sh",), SWEEP="u", **LADDER)
+    assert done.returncode == 0, done.stderr
+    runs = [line for line in lines(folder / "calls") if line.startswith("train_")]
+    assert len(runs) == len(set(runs)) == 16
+    for line in runs:
+        count, row, seed = re.search(r"--name labelled(\d+)/(\w+)_s(\d)", line).groups()
+        assert f"--unlabelled_csv runs/u/lists/seed{seed}/unlabelled_{count}.csv" in line and f"--seed {seed} " in line
+        masks = "runs/u/lists/train.csv" if row == "all_masks" else f"runs/u/lists/seed{seed}/labelled_{count}.csv"
+        preset = "supervised" if row == "all_masks" else row
+        assert f"--train_csv {masks} " in line and f"--preset {preset} " in line
+    assert lines(folder / "calls")[-1].endswith("--score mIoU --baseline supervised --out runs/u")
+
+
+def test_an_interrupted_ladder_goes_on(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    first = start(folder, "./run_u2pl.sh", STEP="0.05", SWEEP="u", **LADDER)
+    until(lambda: len(lines(folder / "work")) >= 6)
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate(timeout=30)
+    assert first.returncode == 75 and said.splitlines()[-1] == "interrupted; the same command goes on from here"
+    done = sweep(folder, command=("./run_u2pl.sh",), SWEEP="u", **LADDER)
+    runs = [line for line in lines(folder / "done") if line.startswith("train_")]
+    assert done.returncode == 0 and len(runs) == len(set(runs)) == 16, done.stderr
 
 
 def test_ctrl_c_reaches_everything_once(tmp_path):
@@ -502,7 +534,7 @@ def test_several_machines_meet_at_the_first(cluster):
 
 @pytest.mark.slow
 def test_a_real_sweep_interrupted_and_started_again_ends_with_the_same_table(tmp_path):
-    for name in ("run.sh", "setup.sh", "requirements.txt"):
+    for name in ("run.sh", "setup.sh", "sweep.sh", "requirements.txt"):
         shutil.copy(ROOT / name, tmp_path)
     for path in (*ROOT.glob("train_*.py"), ROOT / "utils"):
         (tmp_path / path.name).symlink_to(path)

@@ -1,0 +1,222 @@
+# Sourced by run.sh and the other sweeps: what every sweep needs to run its command lines side by side, and to go on later.
+# It reads DRY_RUN, NPROC, JOBS, PRECISION, ONLY and SWEEP, and needs setup.sh. MODE names the function that runs everything.
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+whole() { # names of settings that are whole numbers
+  local name
+  for name in "$@"; do [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "$name=${!name}: a whole number of 1 or more"; done
+}
+several_seeds() { [[ " $SEEDS " =~ ^(\ +[0-9]+)+\ +$ ]] || fail "SEEDS=$SEEDS: numbers separated by blanks"; }
+machine() { # sets PY, GPUS, JOBS, PRECISION and LAUNCH, the words before a training script
+  if [ -z "$DRY_RUN" ]; then set_up requirements.txt
+  elif [ "$MODE" = paper ] || ! find_python requirements.txt; then PY=python PRECISION=${PRECISION:-bf16}; fi
+  GPUS=0
+  if [ -z "$DRY_RUN" ] || [ -z "${PRECISION:-}" ]; then GPUS=$("$PY" -c 'import torch; print(torch.cuda.device_count())'); fi
+  if [ "$GPUS" -gt 0 ]; then
+    [ "$NPROC" -le "$GPUS" ] || fail "NPROC=$NPROC: there are $GPUS GPUs here"
+    JOBS=${JOBS:-$((GPUS / NPROC))} PRECISION=${PRECISION:-bf16}
+  else
+    # two small runs side by side use two cores better than one after the other
+    local cores
+    cores=$(nproc)
+    JOBS=${JOBS:-$((cores < 4 ? cores : 4))}
+    if [ -z "${PRECISION:-}" ]; then grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo && PRECISION=bf16 || PRECISION=fp32; fi
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS * NPROC ? cores / (JOBS * NPROC) : 1))}
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # a busy wait stalls everything as soon as the cores are shared
+  fi
+  LAUNCH=(${LAUNCHER:-} "$PY")
+  if [ "$NPROC" -gt 1 ] || [ -n "${TORCHRUN:-}" ]; then
+    LAUNCH+=(-m torch.distributed.run ${TORCHRUN:---standalone} "--nproc_per_node=$NPROC")
+  fi
+}
+
+STARTED=$SECONDS PLAN=() # run folder, epochs, networks and training list of every run to come
+FAILED=() INTERRUPTED="" PIDS=() LOGS=runs
+declare -A STARTED_RUNS=()
+
+interrupted() { [[ " 75 129 130 143 " == *" $1 "* ]]; } # exit code of a command that saved, or that a signal ended
+leave() { # exit code: nothing is left running behind a sweep that ends; what is still at work saves first
+  trap '' INT TERM HUP
+  local running
+  running=$(jobs -rp)
+  [ -z "$running" ] || kill -TERM $running 2>/dev/null || true
+  wait
+  interrupted "$1" || exit "$1"
+  echo "interrupted; the same command goes on from here" >&2
+  exit 75
+}
+trap 'exit 75' INT TERM HUP
+trap 'leave $?' EXIT
+
+claim() { # the sweep's folder, for this process and all its children: two of one name would undo each other's work
+  if [ -n "$DRY_RUN" ]; then return; fi
+  mkdir -p "$LOGS/logs"
+  # The children inherit the open file. After a kill -9 of this script its runs go on, and hold the lock until they end;
+  # a second start is told of them. It does not wait, since it cannot know whether anybody wants them to go on.
+  exec 9>>"$LOGS/.lock"
+  if ! flock -n 9; then
+    exec 9>&-
+    local holders
+    holders=$(find -L /proc/[0-9]*/fd -maxdepth 1 -samefile "$LOGS/.lock" 2>/dev/null | cut -d/ -f3 | sort -nu | xargs) || true
+    fail "$LOGS: this sweep is at work already (process ${holders:-of another machine}); wait for it or kill it, or set SWEEP=another_name"
+  fi
+  rm -f "$LOGS"/logs/*.code
+}
+wanted() { [ -z "$ONLY" ] || [[ " $ONLY " == *" $1 "* ]]; }
+say() { # words of a command, so that a shell reads them back
+  local line
+  printf -v line '%q ' "$@"
+  echo "${line% }"
+}
+stage() { # a tool: what it prints is shown; its failure ends the sweep, since all that follows needs it
+  if [ -n "$DRY_RUN" ]; then say "$PY" "$@"; return; fi
+  "$PY" "$@" & # bash would hear a signal only after the end of a command in the foreground
+  wait $!
+}
+free_slot() { # sets SLOT, the first of the JOBS places whose run has ended
+  local running
+  while true; do
+    running=" $(jobs -rp | xargs) "
+    for ((SLOT = 0; SLOT < JOBS; SLOT++)); do [[ $running == *" ${PIDS[SLOT]:-free} "* ]] || return 0; done
+    wait -n || true
+  done
+}
+slot_gpus() { # the NPROC GPUs of place SLOT, among those that this process may use; they are shared if JOBS asks for more
+  local all=() own="" k
+  if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then IFS=, read -ra all <<<"$CUDA_VISIBLE_DEVICES"; fi
+  for ((k = SLOT * NPROC; k < (SLOT + 1) * NPROC; k++)); do own+=,${all[k % GPUS]:-$((k % GPUS))}; done
+  echo "${own#,}"
+}
+run() { # log name, script, flags...: a training run, in the background up to JOBS at a time
+  local name=$1
+  shift
+  if [ -n "${STARTED_RUNS[$name]:-}" ]; then return; fi # the clean row and the trusted teacher serve every ratio
+  STARTED_RUNS[$name]=1
+  if [ -n "$DRY_RUN" ]; then say "${LAUNCH[@]}" "$@"; return; fi
+  free_slot
+  local log=$LOGS/logs/${name//\//_}.log
+  (
+    child="" stopped="" code=0
+    trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true' TERM
+    trap '' HUP # the end of a terminal reaches run.sh, which sends TERM
+    if [ "$GPUS" -gt 0 ]; then CUDA_VISIBLE_DEVICES=$(slot_gpus) && export CUDA_VISIBLE_DEVICES; fi
+    "${LAUNCH[@]}" "$@" >"$log" 2>&1 &
+    child=$!
+    [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null || true # the signal came before `child` was known
+    wait "$child" || code=$?
+    while kill -0 "$child" 2>/dev/null; do wait "$child" || code=$?; done # a signal ends `wait`, not yet the run
+    [ -z "$stopped" ] || code=75
+    echo "$code" >"$log.code"
+    state=":"
+    if interrupted $code; then state=" interrupted:"; elif [ $code != 0 ]; then state=" FAILED:"; fi
+    [ -n "$stopped" ] || echo "[$((SECONDS - STARTED)) s$(left)] $name$state $(tail -n 1 "$log" | cut -c1-150)"
+  ) &
+  PIDS[SLOT]=$!
+}
+plan() { # before anything runs: what the whole sweep will run, from the command lines that DRY_RUN prints
+  local word words name epochs list nets line folder
+  while read -r line; do
+    [[ $line == *train_*.py* ]] || continue
+    name="" epochs=0 list="" nets=1 folder=runs
+    [[ $line != *_decoupling.py* && $line != *_co_teaching* ]] || nets=2
+    read -ra words <<<"$line"
+    for ((word = 0; word < ${#words[@]}; word++)); do
+      case ${words[word]} in
+        --run_dir) folder=${words[word + 1]} ;;
+        --name) name=${words[word + 1]} ;;
+        --epochs) epochs=${words[word + 1]} ;;
+        --train_csv | --unlabelled_csv) list=${words[word + 1]} ;; # the longer one comes second
+      esac
+    done
+    PLAN+=("$folder/$name $epochs $nets $list")
+  done < <(DRY_RUN=1 "$MODE" 2>/dev/null || true)
+  DONE=$(progress | cut -d' ' -f1)
+}
+progress() { # work that is done, work in all (epochs x networks x images), runs that are over, runs
+  local entry folder epochs nets list images done=0 all=0 over=0 now log most=100
+  for entry in "${PLAN[@]}"; do
+    list=${entry##* }
+    [ -f "$list" ] && images=$(wc -l <"$list") || images=0
+    most=$((images > most ? images : most))
+  done
+  for entry in "${PLAN[@]}"; do
+    read -r folder epochs nets list <<<"$entry"
+    log=$folder/log.jsonl
+    [ -f "$list" ] && images=$(wc -l <"$list") || images=$most # a list that a later kind of noise writes
+    [ -f "$log" ] && now=$(grep -c '"epoch"' "$log") || now=0
+    done=$((done + (now < epochs ? now : epochs) * nets * images)) all=$((all + epochs * nets * images))
+    over=$((over + (now >= epochs)))
+  done
+  echo "$done $all $over ${#PLAN[@]}"
+}
+left() { # "; 3 of 14 runs, about 12 min left" where a part of the work is done since the start
+  local done all over runs seconds
+  read -r done all over runs < <(progress)
+  [ "$done" -gt "$DONE" ] || return 0
+  seconds=$(((all - done) * (SECONDS - STARTED) / (done - DONE)))
+  echo -n "; $over of $runs runs, about $((seconds < 90 ? seconds : (seconds + 30) / 60)) $([ $seconds -lt 90 ] && echo s || echo min) left"
+}
+code_of() { cat "$LOGS/logs/${1//\//_}.log.code" 2>/dev/null || echo 1; } # log name -> exit code of that run
+await() { # log names of runs that what follows needs; the exit code of one that did not finish
+  if [ -n "$DRY_RUN" ]; then return; fi
+  local name
+  for name in "$@"; do
+    while [ ! -s "$LOGS/logs/${name//\//_}.log.code" ] && [ -n "$(jobs -rp)" ]; do wait -n || true; done
+    [ "$(code_of "$name")" = 0 ] || return "$(code_of "$name")"
+  done
+}
+finish() { # wait for all runs, then say which failed
+  if [ -n "$DRY_RUN" ]; then return; fi
+  while [ -n "$(jobs -rp)" ]; do wait -n || true; done
+  local name
+  for name in "${!STARTED_RUNS[@]}"; do unfinished "$(code_of "$name")" "$LOGS/logs/${name//\//_}.log"; done
+}
+unfinished() { # exit code, what: note it for the end, if it is no success
+  if interrupted "$1"; then INTERRUPTED=1; elif [ "$1" != 0 ]; then FAILED+=("$2"); fi
+}
+
+find_data() { # sets SET, the name of the data, and SOURCE, how its lists are made
+  local images=data/demo/image masks=data/demo/mask share=0.2
+  if [ -n "$TEST" ]; then share=0; fi
+  if [ -z "${DATA:-}" ]; then SET=demo; else SET=$(basename "${DATA%/}" .csv); fi
+  if [ -n "${DATA:-}" ] && [ -f "$DATA" ]; then
+    SOURCE=(list "$DATA" --test "$share")
+    return
+  elif [ -n "${DATA:-}" ]; then
+    images=$(first_folder images image img JPEGImages train)
+    masks=$(first_folder masks mask labels label train_mask)
+  fi
+  SOURCE=(folder --images "$images" --masks "$masks" --classes "$CLASSES" --test "$share")
+}
+
+first_folder() { # the first of these names that is a folder in DATA
+  local name
+  for name in "$@"; do [ -d "$DATA/$name" ] && { echo "$DATA/$name"; return; }; done
+  fail "DATA=$DATA: no such list, or no folder in it named $*"
+}
+
+draw_demo() { # an input of every sweep without DATA: drawn once, also where two first sweeps begin side by side
+  if [ -z "$DRY_RUN" ]; then
+    mkdir -p data
+    exec 8>>data/.demo.lock
+    flock 8 &
+    wait $!
+  fi
+  stage utils/prepare_data.py demo --out data/demo
+  exec 8>&-
+}
+
+go() { # run MODE; then say what failed, or was interrupted, by the exit code too
+  if [ -z "$DRY_RUN" ]; then plan; fi
+  "$MODE"
+  if [ ${#FAILED[@]} -gt 0 ]; then
+    echo "${#FAILED[@]} failed; what and where:" >&2
+    printf '  %s\n' "${FAILED[@]}" | sort >&2
+    echo "(a run that was made with other settings: give this sweep a name of its own with SWEEP=name)" >&2
+    exit 1
+  fi
+  if [ -n "$INTERRUPTED" ]; then exit 75; fi
+}
