@@ -131,6 +131,19 @@ def test_the_best_row_of_a_ratio_is_marked_and_no_bound_ever_is(tmp_path):
     assert best["0", "clean"] == best["", "teacher"] == set()
 
 
+def test_a_network_that_is_shown_the_label_is_a_bound_and_has_a_row_without_it(tmp_path):
+    folder = write_run(tmp_path, "noise60/lad_teacher", 0.9)
+    line = {"split": "test", "test_bf": 0.9, "test_miou": 0.8, "test_no_label_bf": 0.3, "test_no_label_miou": 0.2}
+    (folder / "log.jsonl").write_text(json.dumps({"epoch": 0}) + "\n" + json.dumps(line) + "\n")
+    for row, bf in (("lad_s0", 0.6), ("baseline_s0", 0.5)):
+        write_run(tmp_path, f"noise60/{row}", bf)
+    table = report.main(report.Args([str(tmp_path)], baseline="baseline"))
+    scores = table.set_index("row")[["mIoU", "BF"]].round(3).T.to_dict("list")
+    assert scores["lad_teacher"] == [0.8, 0.9] and scores["lad_teacher without label"] == [0.2, 0.3]
+    best = {line["row"]: line["best"] for line in result_rows(table)}
+    assert best["lad_teacher"] == set() and "BF" in best["lad"]
+
+
 def test_rows_that_look_the_same_are_best_together(tmp_path):
     for row, bf in (("a", 0.80004), ("b", 0.8), ("c", 0.7)):
         write_run(tmp_path, f"noise60/{row}_s0", bf)

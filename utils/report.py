@@ -24,7 +24,7 @@ from utils.lists import read_list, write_list
 from utils.logs import read_record, replace_text
 from utils.paired import COLUMNS, holm, paired_difference
 from utils.report_page import Weights, check_ours, write_report
-from utils.sweep import SCORES, Found, find_runs, frame_of, rank, shown
+from utils.sweep import BOUNDS, SCORES, Found, find_runs, frame_of, rank, shown
 
 
 @dataclass
@@ -46,7 +46,8 @@ def main(args: Args) -> pd.DataFrame:
         raise InputError(f"--baseline {args.baseline}: no such row; there are {', '.join(rows)}")
     out = Path(args.out or args.runs[0])
     check_ours(out)
-    table = summary(found, args.score, args.baseline)
+    alone = frame_of(runs, alone=True)
+    table = summary(pd.concat([found, alone]) if len(alone) else found, args.score, args.baseline)
     weights = read_weights([*args.runs, *(run.sweep for run in runs)])
     text = as_markdown(table, found, args.score, args.baseline) + weight_table(weights) + provenance(runs)
     write_list(table, out / "table.csv")
@@ -136,7 +137,7 @@ def summary(found: pd.DataFrame, score: str = "BF", baseline: str = "no_weight")
             row |= {column: runs[column].mean(), f"{column} std": runs[column].std() if len(runs) > 1 else None}
         row["closed"] = _closed(runs, _of(own, noise, "no_weight"), _of(own, None, "clean"), score)
         base = _of(own, noise, baseline)
-        if name not in ("teacher", "clean", baseline) and len(base):
+        if name not in (*BOUNDS, baseline) and len(base):
             row |= paired_difference(runs.set_index("seed")[score], base.set_index("seed")[score])
         rows.append(row)
     scores = [name for column in SCORES.values() for name in (column, f"{column} std")]
@@ -206,7 +207,7 @@ def _of(done, noise, name):
 
 def _closed(runs, low, high, score):
     seeds = set(runs["seed"]) & set(low["seed"]) & set(high["seed"])
-    if not seeds or runs["row"].iloc[0] in ("teacher", "clean", "no_weight"):
+    if not seeds or runs["row"].iloc[0] in (*BOUNDS, "no_weight"):
         return None
     mean, bottom, top = (frame[frame["seed"].isin(seeds)][score].mean() for frame in (runs, low, high))
     return (mean - bottom) / (top - bottom) if abs(top - bottom) >= 0.005 else None

@@ -19,9 +19,8 @@ from utils.images import write_bytes
 from utils.logs import replace_text
 from utils.page import data_uri, encode, write_page
 from utils.plots import MADE_BY, against_noise, curves, histograms, render, schedules
-from utils.sweep import SCORES, STATES, printable, rank, shown, sweep_names
+from utils.sweep import BOUNDS, SCORES, STATES, printable, rank, shown, sweep_names
 
-BOUNDS = ("clean", "teacher")  # what no row of the comparison had: clean masks, or those of the trusted list
 EXAMPLES, WIDEST = 6, 1400  # runs whose pictures are shown; pixels
 
 

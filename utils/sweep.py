@@ -15,6 +15,8 @@ from utils.logs import read_jsonl, read_record
 SCORES = {"test_iou": "IoU", "test_miou": "mIoU", "test_dice": "Dice", "test_bf": "BF"}
 ORDER = ("teacher", "clean", "no_weight", "teacher_miou", "teacher_bf", "teacher_bm", "teacher_pixel")
 ORDER += ("kd_miou", "kd_bf", "kd_bm", "kd_pixel")
+# they saw what no row of the comparison does: clean masks, trusted ones, all of them, or the label of a test image
+BOUNDS = ("clean", "teacher", "all_masks", "lad_teacher")
 INTERRUPTED = {75, 129, 130, 143}  # exit codes of a run that saved, or that a signal ended: it goes on
 STATES = ("finished", "trained", "running", "unfinished", "failed", "never started")
 
@@ -91,14 +93,20 @@ def find_runs(folders) -> list[Found]:
     return list(found.values())
 
 
-def frame_of(runs: list[Found]) -> pd.DataFrame:
-    """One row a run: `sweep` (empty where there is only one), `noise`, `row`, `seed`, `state`, `note`, test scores."""
+def frame_of(runs: list[Found], alone: bool = False) -> pd.DataFrame:
+    """One row a run: `sweep` (empty where there is only one), `noise`, `row`, `seed`, `state`, `note`, test scores.
+
+    `alone`: of the runs whose network is shown the label, tested without it; their rows are called `... without label`.
+    """
     sweeps = sweep_names(runs)
+    first, name = ("test_no_label", "{} without label") if alone else ("test", "{}")
     rows = []
     for run in runs:
-        row = {"sweep": sweeps[run.sweep], "noise": run.noise, "row": run.row, "seed": run.seed}
+        if alone and not any(key.startswith(first) for key in run.test):
+            continue
+        row = {"sweep": sweeps[run.sweep], "noise": run.noise, "row": name.format(run.row), "seed": run.seed}
         row |= {"state": run.state, "note": run.note}
-        rows.append(row | {name: _number(run.test.get(key)) for key, name in SCORES.items()})
+        rows.append(row | {score: _number(run.test.get(key.replace("test", first))) for key, score in SCORES.items()})
     columns = ["sweep", "noise", "row", "seed", "state", "note", *SCORES.values()]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(SCORES.values(), float))
 
