@@ -349,6 +349,31 @@ def test_an_interrupted_ladder_goes_on(tmp_path):
     assert done.returncode == 0 and len(runs) == len(set(runs)) == 16, done.stderr
 
 
+def test_every_student_has_the_masks_and_the_teacher_of_its_noise(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    done = sweep(folder, command=("./run_distill.sh",), SWEEP="d", NOISE="0 60", SEEDS="0 1", ONLY="baseline kl lad")
+    assert done.returncode == 0, done.stderr
+    runs = [line for line in lines(folder / "calls") if line.startswith("train_")]
+    assert len(runs) == len(set(runs)) == 2 * (2 + 3 * 2)
+    for line in runs:
+        noise, row = re.search(r"--name noise(\S+)/(\w+?)(?:_s\d)? ", line).groups()
+        masks = "runs/d/lists/train.csv" if noise == "0" else "runs/d/lists/polygon-0.7/train_noisy_60.csv"
+        assert f"--train_csv {masks} " in line
+        teacher = {"kl": "teacher", "lad": "lad_teacher"}.get(row)
+        assert ("--teacher " in line) == bool(teacher)
+        assert not teacher or f"--teacher runs/d/noise{noise}/{teacher}/best.pt " in line
+        ends = [i for i, other in enumerate(lines(folder / "calls")) if f"--name noise{noise}/{teacher} " in other]
+        assert not teacher or lines(folder / "calls").index(line) > ends[0]
+
+
+def test_without_its_teacher_no_student_begins(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    failing = {"FAIL": "--name noise0/lad_teacher", "NOISE": "0", "ONLY": "baseline lad"}
+    done = sweep(folder, command=("./run_distill.sh",), SWEEP="d", **failing)
+    assert done.returncode == 1 and "no teachers for noise 0" in done.stderr
+    assert not [line for line in lines(folder / "calls") if "train_lad_student" in line]
+
+
 def test_ctrl_c_reaches_everything_once(tmp_path):
     """A terminal sends SIGINT to the whole process group."""
     folder = stand_in(tmp_path / "a")
