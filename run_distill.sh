@@ -82,7 +82,7 @@ lessons() {
   for ratio in $NOISE; do
     list=$TRAIN noise=0 root=${DATA_ROOT:-.}
     if [ "$ratio" != 0 ]; then
-      stage utils/generate_noisy_label.py --train_csv "$TRAIN" --data_root "$root" --ratios "$ratio" --kinds "$KINDS" \
+      stage utils/generate_noisy_label.py --train_csv "$TRAIN" --valid_csv "$VALID" --data_root "$root" --ratios "$ratio" --kinds "$KINDS" \
         --severity "$SEVERITY" --classes "$CLASSES" --out-csv "$LISTS/$KINDS-$SEVERITY" --out-masks "$LOGS/noisy/$KINDS-$SEVERITY"
       list=$LISTS/$KINDS-$SEVERITY/train_noisy_$ratio.csv noise=$ratio-$KINDS-$SEVERITY
     fi
