@@ -454,3 +454,6 @@ def test_the_picture_has_a_row_for_every_kind(tmp_path):
     for words, says in ((["smudge"], "smudge"), (["superpixel"], "--image"), (["confusion"], "confusion")):
         with pytest.raises(InputError, match=says):
             add_noise.main(add_noise.Args(str(tmp_path / "mask.png"), str(tmp_path / "b.png"), kinds=words))
+    for flags, says in (({"kinds": ["box"], "levels": [2]}, "--levels"), ({"severities": [0.8]}, "--severities")):
+        with pytest.raises(InputError, match=says):
+            add_noise.main(add_noise.Args(str(tmp_path / "mask.png"), str(tmp_path / "b.png"), **flags))

@@ -42,12 +42,14 @@ _HELP = "; ".join(f"{name} ({kind.imitates})" for name, kind in KINDS.items())
 class Args:
     mask: Annotated[str, "binary mask (0/255 or 0/1), or with --classes one of class indices", "positional"]
     out: Annotated[str, "picture to write (PNG)"]
-    levels: Annotated[list[int], "noise levels, one column each"] = field(default_factory=lambda: [0, 2, 4, 6, 8, 10])
+    levels: Annotated[list[int], "noise levels, one column each; without --kinds, else 0 2 4 6 8 10"] = field(
+        default_factory=list
+    )
     image: Annotated[str, "photograph to draw under the mask"] = ""
     kinds: Annotated[list[str], f"kinds of noise in place of levels: all, or {_HELP}"] = field(default_factory=list)
-    severities: Annotated[list[float], "IoU with the original that each kind is to leave, one column each"] = field(
-        default_factory=lambda: [0.9, 0.8, 0.7]
-    )
+    severities: Annotated[
+        list[float], "IoU with the original that each kind is to leave, one column each; with --kinds, else 0.9 0.8 0.7"
+    ] = field(default_factory=list)
     seed: Annotated[int, "of what is random in a kind"] = 0
     classes: Annotated[int, "1: a binary mask; more: class indices, 255 is ignored; needs --kinds"] = 1
 
@@ -194,8 +196,13 @@ def _legend(pen, y, font, x, classes) -> None:
 
 
 def main(args: Args) -> None:
-    if min(args.levels) < 0:
-        raise InputError(f"--levels {min(args.levels)}: a level is 0 or more")
+    if args.kinds and args.levels:
+        raise InputError("--levels: of no use beside --kinds, which have --severities; leave it out")
+    if args.severities and not args.kinds:
+        raise InputError("--severities: of no use without --kinds; name some, or all")
+    levels, severities = args.levels or [0, 2, 4, 6, 8, 10], args.severities or [0.9, 0.8, 0.7]
+    if min(levels) < 0:
+        raise InputError(f"--levels {min(levels)}: a level is 0 or more")
     known = [kind for kind in KINDS if args.classes > 1 or kind != "confusion"]
     kinds = list(known) if args.kinds == ["all"] else args.kinds
     unknown = [kind for kind in kinds if kind not in known]
@@ -207,8 +214,8 @@ def main(args: Args) -> None:
         if args.kinds != ["all"]:
             raise InputError("--kinds superpixel: needs --image")
         kinds.remove("superpixel")
-    if not all(0.05 <= severity < 1 for severity in args.severities):
-        raise InputError(f"--severities {' '.join(map(str, args.severities))}: IoUs from 0.05 up to, but not, 1")
+    if not all(0.05 <= severity < 1 for severity in severities):
+        raise InputError(f"--severities {' '.join(map(str, severities))}: IoUs from 0.05 up to, but not, 1")
     mask = read_mask(args.mask, args.classes)
     image = read_image(args.image) if args.image else None
     if image is not None and image.shape[:2] != mask.shape:
@@ -218,9 +225,9 @@ def main(args: Args) -> None:
         raise InputError(f"--out {out}: the picture is a PNG; end the name with .png")
     out.parent.mkdir(parents=True, exist_ok=True)
     if kinds:
-        page = draw_kinds(mask, kinds, args.severities, image, args.seed, args.classes)
+        page = draw_kinds(mask, kinds, severities, image, args.seed, args.classes)
     else:
-        page = draw_grid(mask, args.levels, image)
+        page = draw_grid(mask, levels, image)
     Image.fromarray(page).save(out)
 
 
