@@ -11,8 +11,8 @@
 #   DATA, or TRAIN VALID TEST   DATA_ROOT   MORE (lists of further images without masks)   CLASSES
 #   LABELLED="46 1/8" (images, or shares of the list)   SEEDS="0 1 2"   ONLY="supervised u2pl" (of the ROWS below)
 #   EPOCHS (passes over the unlabelled images)  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  PRECISION  AUGMENT
-#   WIDTH (of PlainUNet)  WARM (epochs on masks alone)  BANK  KEYS  FEATURES (of the contrast)   SELECT=best|last
-#   NPROC (processes a run)  JOBS (runs at a time)  SWEEP (its name; all it writes is in runs/SWEEP)
+#   WIDTH (of PlainUNet)  WARM (epochs on masks alone)  UNSUP=1 (weight of pseudo-labels)  BANK  KEYS  FEATURES (of the contrast)
+#   SELECT=best|last  NPROC (processes a run)  JOBS (runs at a time)  SWEEP (its name; all it writes is in runs/SWEEP)
 #   DRY_RUN=1 (print the command lines)
 set -euo pipefail
 for name in DATA TRAIN VALID TEST DATA_ROOT; do # files of the caller's folder
@@ -28,8 +28,9 @@ ONLY=${ONLY:-} LABELLED=${LABELLED:-1/16 1/8} SEEDS=${SEEDS:-0} CLASSES=${CLASSE
 SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-10} BATCH=${BATCH:-8} LR=${LR:-1e-3} OPTIMIZER=${OPTIMIZER:-adamw} WARM=${WARM:-1}
 ARCH=${ARCH:-Unet} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none} AUGMENT=${AUGMENT:-crop}
 NPROC=${NPROC:-1} SELECT=${SELECT:-best} TEST=${TEST:-} KEYS=${KEYS:-$((SIZE >= 256 ? 512 : 128))}
-BANK=${BANK:-$((SIZE >= 256 ? 30000 : 3000))} FEATURES=${FEATURES:-256} WIDTH=${WIDTH:-64}
+BANK=${BANK:-$((SIZE >= 256 ? 30000 : 3000))} FEATURES=${FEATURES:-256} WIDTH=${WIDTH:-64} UNSUP=${UNSUP:-1}
 whole EPOCHS SIZE BATCH NPROC CLASSES KEYS BANK FEATURES WIDTH ${JOBS:+JOBS}
+[[ $UNSUP =~ ^([0-9]+|[0-9]*\.[0-9]+)$ ]] || fail "UNSUP=$UNSUP: a number such as 0.3"
 [[ $WARM =~ ^[0-9]+$ ]] || fail "WARM=$WARM: a whole number"
 [[ " $LABELLED " =~ ^(\ +[1-9][0-9]*(/[1-9][0-9]*)?)+\ +$ ]] || fail "LABELLED=$LABELLED: numbers or shares such as 1/16"
 several_seeds
@@ -70,10 +71,13 @@ one() { # row, seed, masks: one run of the ladder
   local row=$1 seed=$2 name=labelled$3/$1_s$2 split=$LISTS/seed$2
   local flags=(--name "$name" --seed "$seed" "${SAME[@]}") few=("$split/labelled_$3.csv" --unlabelled_csv "$split/unlabelled_$3.csv")
   case $row in
-    fixmatch|unimatch) run "$name" train_unimatch.py --train_csv "${few[@]}" --preset "$row" "${flags[@]}" ;;
+    fixmatch|unimatch) run "$name" train_unimatch.py --train_csv "${few[@]}" --preset "$row" "${flags[@]}" --unsup-weight "$UNSUP" ;;
     all_masks) # every image with its mask, in as many steps
       run "$name" train_u2pl.py --train_csv "$TRAIN" --unlabelled_csv "$split/unlabelled_$3.csv" --preset supervised "${flags[@]}" ;;
-    *) run "$name" train_u2pl.py --train_csv "${few[@]}" --preset "$row" "${flags[@]}" "${CONTRAST[@]}" ;;
+    supervised) run "$name" train_u2pl.py --train_csv "${few[@]}" --preset "$row" "${flags[@]}" ;;
+    *)
+      run "$name" train_u2pl.py --train_csv "${few[@]}" --preset "$row" "${flags[@]}" "${CONTRAST[@]}" --unsup-weight "$UNSUP"
+      ;;
   esac
 }
 ladder() {
