@@ -585,9 +585,9 @@ def test_a_real_sweep_interrupted_and_started_again_ends_with_the_same_table(tmp
 LAYERS = [
     {"errors", "interrupt"},
     {"logs"},
-    {"args", "images", "lists", "paired", "sweep", "contour"},
+    {"args", "images", "lists", "paired", "sweep", "contour", "present", "dense_crf"},
     {"demo", "scores", "store", "averages", "page", "plots", "inference", "overlay", "sources", "export", "points"},
-    {"noise", "plans", "class_scores", "written", "semi_args"},
+    {"noise", "plans", "class_scores", "written", "semi_args", "image_labels"},
     {"own_size", "splits", "regroup", "readers"},
     {"prepare_data", "add_noise", "check_data", "boundary", "report_page", "label_quality"},
     {"metrics", "noise_plan", "cleaned"},
@@ -595,8 +595,8 @@ LAYERS = [
     {"optim", "methods", "checkpoint", "augment", "generate_noisy_label"},
     {"dataset", "ema"},
     {"support", "corrected", "steps", "pictures", "unlabelled"},
-    {"distill", "lad"},
-    {"run", "relabel"},
+    {"distill", "lad", "tagged"},
+    {"run", "relabel", "teachers"},
     {"evaluate", "predict_mask", "get_weight", "audit_page", "audit_notes"},
     {"report", "audit"},
 ]

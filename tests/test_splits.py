@@ -106,6 +106,51 @@ def test_a_balanced_split_reads_the_masks_and_extra_images_are_unlabelled(tmp_pa
     assert read_list(tmp_path / "out/unlabelled_1.csv", ("img",)).img.tolist()[-2:] == ["t/1.jpg", "t/2.jpg"]
 
 
+def test_image_level_classes_come_from_the_masks(tmp_path, capsys):
+    path = make_list(tmp_path, [[[0, 255]], [[2, 1]], [[0, 2]], [[1, 1]]])
+    words = ["--classes", "3", "--data-root", tmp_path]
+    tool("image-labels", path, *words, "--out", tmp_path / "with.csv")
+    frame, given = read_list(tmp_path / "with.csv"), read_list(path)
+    assert frame.label.tolist() == ["0", "1 2", "0 2", "1"]
+    assert frame.drop(columns="label").equals(given)
+    tool("image-labels", path, *words, "--out", tmp_path / "with.csv")
+    assert "already" in capsys.readouterr().out
+    (tmp_path / "tags.csv").write_text("img,label\nt/1.jpg,0 2\n")
+    more = ["--extra", tmp_path / "tags.csv", "--out", tmp_path / "out"]
+    tool("split", path, "--labelled", "2", "--image-labels", *words, *more)
+    few, many = (read_list(tmp_path / f"out/{half}_2.csv", ("img", "label")) for half in ("labelled", "unlabelled"))
+    known = dict(zip(frame.img, frame.label, strict=True)) | {"t/1.jpg": "0 2"}
+    assert list(many.columns) == ["img", "label", "line"] and len(few) == 2 and len(many) == 3
+    assert all(known[row.img] == row.label for half in (few, many) for row in half.itertuples())
+
+
+def test_classes_of_binary_masks(tmp_path):
+    path = make_list(tmp_path, [[[0, 255]], [[0, 0]], [[1, 1]]])
+    tool("image-labels", path, "--data-root", tmp_path, "--out", tmp_path / "with.csv")
+    assert read_list(tmp_path / "with.csv").label.tolist() == ["0 1", "0", "1"]
+
+
+LABELS = {
+    "class": (["--classes", "2"], "line 4: m/2.png: class 2, but --classes 2 allows 0 to 1"),
+    "void": (["--classes", "3"], "line 5: its mask holds nothing but 255"),
+    "classes": (["--classes", "0"], "--classes 0: must lie between 1 and 255"),
+}
+
+
+@pytest.mark.parametrize("mistake", LABELS)
+@pytest.mark.parametrize(
+    "words", [["image-labels", "list.csv"], ["split", "list.csv", "--labelled", "1", "--image-labels"]]
+)
+def test_masks_that_tell_no_label_are_named(words, mistake, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags, what = LABELS[mistake]
+    make_list(tmp_path, [[[0]], [[1]], [[2]], [[255]]])
+    with pytest.raises(SystemExit) as ended:
+        tool(*words, *flags, "--out", "out.csv")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and what in said and not Path("out.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "folder", "style"), [(PAIRS, "SegmentationClass", "pairs"), (IDS, "SegmentationClassAug", "voc")]
 )
@@ -181,6 +226,7 @@ SPLITS = {
     "masks": (["--labelled", "1", "--balanced", "--classes", "2"], "line 4: m/2.png: class 2"),
     "both halves": (["--labelled", "1", "--extra", "list.csv"], "is in list.csv too"),
     "no masks": (["--labelled", "1", "--keep-masks", "--extra", "tags.csv"], "tags.csv: no column `filename`"),
+    "no labels": (["--labelled", "1", "--image-labels", "--classes", "3", "--extra", "tags.csv"], "no column `label`"),
     "twice": (["--labelled", "1", "--extra", "tags.csv", "tags.csv"], "t.jpg is listed twice"),
 }
 

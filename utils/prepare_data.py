@@ -4,6 +4,7 @@ Run   python utils/prepare_data.py demo --out data/demo
       python utils/prepare_data.py folder --images data/demo/image --masks data/demo/mask --out data/demo/csv
       python utils/prepare_data.py folds data/demo/csv/train.csv --k 3 --out data/demo/csv
       python utils/prepare_data.py split data/demo/csv/train.csv --fraction 1/16 1/8 --out data/demo/csv
+      python utils/prepare_data.py image-labels data/demo/csv/test.csv --out data/demo/csv/test_labels.csv
       python utils/prepare_data.py text splits/pascal/92/labeled.txt --root data/VOC --out data/csv/labelled_92.csv
       python utils/prepare_data.py regroup --list all.csv --mapping groups.csv --out data/masks/groups
       python utils/prepare_data.py camvid /data/CamVid --out data/camvid
@@ -35,6 +36,7 @@ from tqdm import tqdm
 from utils import demo
 from utils.args import launch_commands
 from utils.errors import InputError
+from utils.image_labels import with_image_labels
 from utils.images import SUFFIXES, read_mask, write_mask
 from utils.lists import from_root, read_list, unique_stems
 from utils.logs import read_record, replace_text
@@ -90,6 +92,14 @@ class FoldsArgs:
     out: Annotated[str, "folder that gets foldI_train.csv and foldI_held_out.csv for every fold I"]
     k: Annotated[int, "number of folds"] = 3
     seed: Annotated[int, "seed of the shuffle"] = 0
+
+
+@dataclass
+class LabelArgs:
+    csv: Annotated[str, "list with the columns img and filename", "positional"]
+    out: Annotated[str, "the list to write: the same with a column label, the classes of an image, such as `0 5 9`"]
+    classes: Annotated[int, "of the masks; 1: masks of 0/1 or 0/255, whose classes are 0 and 1"] = 1
+    data_root: Annotated[str, "folder that relative paths in the list start from"] = "."
 
 
 def split(ids: list[str], test: int, valid: float, seed: int) -> tuple[list[str], list[str], list[str]]:
@@ -182,6 +192,12 @@ def cut_folds(args: FoldsArgs) -> None:
     write_new_lists(lists, Path(args.out))
 
 
+def label_list(args: LabelArgs) -> None:
+    """Write a list with the classes of every image, from its mask, as column label."""
+    frame = with_image_labels(read_list(args.csv), args.classes, args.data_root, args.csv)
+    write_new_lists({Path(args.out).name: frame.drop(columns="line")}, Path(args.out).parent)
+
+
 def _draw_all(args: DemoArgs, out: Path, names: list[str]) -> None:
     for folder in ("image", "mask"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -241,6 +257,7 @@ COMMANDS: dict[str, tuple[Callable, type]] = {
     "list": (split_list, ListArgs),
     "folds": (cut_folds, FoldsArgs),
     "split": (split_labelled, LabelledArgs),
+    "image-labels": (label_list, LabelArgs),
     "text": (convert_text, TextArgs),
     "regroup": (regroup, RegroupArgs),
     "person": (person.prepare, person.PersonArgs),

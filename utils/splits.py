@@ -12,12 +12,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from utils.errors import InputError, report_bad_rows, warn
-from utils.images import IGNORE, read_mask
-from utils.lists import read_list
-from utils.store import in_threads
+from utils.image_labels import classes_of_masks, with_image_labels
+from utils.lists import image_labels, read_list
 from utils.written import write_new_lists, write_new_text
 
 _CITY = ("leftImg8bit/", "_leftImg8bit.png"), ("gtFine/", "_gtFine_labelTrainIds.png")
@@ -35,7 +33,8 @@ class LabelledArgs:
     )
     seed: Annotated[int, "seed of the draw; of one seed smaller lists are the beginning of larger ones"] = 0
     balanced: Annotated[bool, "draw the class next that the fewest chosen images hold, so that rare ones occur"] = False
-    classes: Annotated[int, "of the masks, for --balanced; 1: masks of 0/1 or 0/255"] = 1
+    image_labels: Annotated[bool, "write the classes of every image, from its mask, as column label"] = False
+    classes: Annotated[int, "of the masks, for --balanced, --image-labels; 1: masks of 0/1 or 0/255"] = 1
     keep_masks: Annotated[bool, "masks of unlabelled images stay listed, for logs on pseudo labels only"] = False
     extra: Annotated[list[str], "lists of images without masks that are unlabelled in every case"] = field(
         default_factory=list
@@ -115,14 +114,17 @@ def labelled_counts(args: LabelledArgs, count: int) -> list[int]:
 
 def draw_splits(args: LabelledArgs) -> dict[str, pd.DataFrame]:
     """{file name: list} of the labelled and the unlabelled images of every count that is asked for."""
-    frame, more = read_list(args.csv).drop(columns="line"), _extra(args)
+    frame, more = read_list(args.csv), _extra(args)
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}: must be 0 or more")
     counts, lists = labelled_counts(args, len(frame)), {}
     twice = frame["img"][frame["img"].isin(more["img"])].tolist()
     if twice:
         raise InputError(f"--extra: {twice[0]} is in {args.csv} too; an image is in one half only")
-    order = draw_order(len(frame), args.seed, _classes_of(frame, args) if args.balanced else None)
+    if args.image_labels:
+        frame = with_image_labels(frame, args.classes, args.data_root, args.csv)
+    held = classes_of_masks(frame, args.classes, args.data_root, args.csv) if args.balanced else None
+    frame, order = frame.drop(columns="line"), draw_order(len(frame), args.seed, held)
     if "iterations" not in frame:
         frame.insert(2, "iterations", 0)
     columns = ["img", "filename"] if args.keep_masks else ["img"]
@@ -244,6 +246,8 @@ def _pair(words, style, masks):
 
 def _extra(args) -> pd.DataFrame:
     frames = [read_list(path, ("img", "filename") if args.keep_masks else ("img",)) for path in args.extra]
+    if args.image_labels:
+        frames = [_labelled(one, path, args) for one, path in zip(frames, args.extra, strict=True)]
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"img": []}, dtype=str)
     if frame["img"].duplicated().any():
         raise InputError(f"--extra: {frame['img'][frame['img'].duplicated()].iloc[0]} is listed twice")
@@ -252,24 +256,11 @@ def _extra(args) -> pd.DataFrame:
     return frame.drop(columns="line", errors="ignore")
 
 
-def _classes_of(frame, args) -> np.ndarray:
-    """(images, classes) bool from the masks; binary: background and foreground."""
-    if not 1 <= args.classes <= 255:
-        raise InputError(f"--classes {args.classes}: must lie between 1 and 255")
-    paths = [Path(args.data_root, name) for name in frame["filename"]]
-
-    def look(path):
-        try:
-            labels = np.unique(read_mask(path, args.classes))
-        except InputError as error:
-            return error
-        return labels[labels != IGNORE]
-
-    found = list(tqdm(in_threads(look, paths), "masks", len(paths), disable=None, leave=False))
-    lines = read_list(args.csv)["line"]
-    bad = [(int(line), str(one)) for line, one in zip(lines, found, strict=True) if isinstance(one, InputError)]
-    report_bad_rows(args.csv, bad, "Correct --data-root, --classes or these rows.")
-    has = np.zeros((len(frame), max(args.classes, 2)), bool)
-    for row, labels in zip(has, found, strict=True):
-        row[labels] = True
-    return has
+def _labelled(frame, path, args) -> pd.DataFrame:
+    """A list of further images with their classes: its own column `label`, checked, else from its masks."""
+    if "label" in frame:
+        image_labels(frame, max(2, args.classes), path)
+        return frame
+    if "filename" in frame:
+        return with_image_labels(frame, args.classes, args.data_root, path)
+    raise InputError(f"--extra {path}: no column `label`, and no masks (column `filename`) that would tell it")
