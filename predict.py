@@ -12,7 +12,9 @@ Mode    auto resizes the whole image to the network's input, as training did, un
         images as they are, and windows of 1024 x 1024 above 4 million pixels.
 """
 
+import hashlib
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from utils.errors import InputError
 from utils.export import SUFFIXES, export
 from utils.images import read_image, write_bytes, write_mask, write_picture
 from utils.inference import Probabilities, in_batches, inputs_of
+from utils.lists import image_labels, read_list
 from utils.overlay import draw_overlay
 from utils.plans import PlanArgs, check_plan, plan_of
 from utils.sources import Claim, Source, digest, find_images
@@ -56,6 +59,7 @@ class Args(PlanArgs, _Checkpoint):
     export: Annotated[Literal["none", "onnx", "torchscript"], "write the network to OUT, and check that it agrees"] = (
         "none"
     )
+    image_labels: Annotated[bool, "predict only classes of an image's column label; takes lists alone"] = False
     recursive: Annotated[bool, "also the images in sub folders; OUT gets the same sub folders"] = False
     data_root: Annotated[str, "folder that relative paths in the lists start from"] = "."
     overwrite: Annotated[bool, "write everything again, whatever has its name in OUT"] = False
@@ -70,6 +74,7 @@ class Work:
     image: np.ndarray | None = None
     inputs: list[np.ndarray] | None = None
     shape: tuple[int, int] = (0, 0)
+    present: np.ndarray | None = None
     bands: Iterator[tuple[int, np.ndarray]] | None = None
     mask: np.ndarray | None = None
     probability: np.ndarray | None = None
@@ -83,7 +88,7 @@ def main(args: Args) -> None:
         raise InputError("no images: name files, folders or lists (or --export)")
     sources = find_images(args.images, args.data_root, args.recursive, Path(args.out)) if args.images else []
     checkpoints = [args.checkpoint, *args.more]
-    nets, states = zip(*(load_network(path) for path in checkpoints), strict=True)
+    nets, states = zip(*(load_network(path, args.net) for path in checkpoints), strict=True)
     net, plan = Probabilities(nets).eval(), plan_of(states, args)
     if args.export != "none":
         _export(net, states[0]["model"], sources, plan, args)
@@ -93,12 +98,17 @@ def main(args: Args) -> None:
     settings = {"checkpoints": [f"{path} {digest(path)}" for path in checkpoints]}
     settings |= {key: value for key, value in asdict(plan).items() if key != "batch_size"}
     settings["scales"] = list(plan.scales)
+    present = _classes_of_images(args, classes) if args.image_labels else None
+    if present:  # other labels make other masks
+        found = {str(path): held.tolist() for path, held in present.items()}
+        settings["image_labels"] = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+    settings |= {"net": args.net} if args.net >= 0 else {}
     claim = Claim(
         Path(args.out), sources, lambda name: list(_files(name, classes, args).values()), settings, args.overwrite
     )
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     try:
-        bad = _predict(net.to(device, memory_format=torch.channels_last), claim, plan, classes, args)
+        bad = _predict(net.to(device, memory_format=torch.channels_last), claim, plan, classes, present, args)
     finally:
         claim.write_note()
     there, made = len(sources) - len(claim.todo), len(claim.todo) - len(bad)
@@ -130,7 +140,19 @@ def _export(net, model, sources, plan, args):
     export(net, path, args.export, model | {"size": plan.size}, images)
 
 
-def _predict(net, claim, plan, classes, args) -> list[str]:
+def _classes_of_images(args, classes) -> dict[Path, np.ndarray]:
+    """The classes of every image, (C,) bool, by its path; InputError for what is no list, and for bad labels."""
+    found = {}
+    for word in args.images:
+        if Path(word).suffix.lower() != ".csv":
+            raise InputError(f"--image-labels: {word} is no list; its column label has the classes of each image")
+        frame = read_list(word, ("img",))
+        for name, held in zip(frame["img"], image_labels(frame, max(2, classes), word), strict=True):
+            found.setdefault((Path(args.data_root) / name).absolute(), held)
+    return found
+
+
+def _predict(net, claim, plan, classes, present, args) -> list[str]:
     """Writes the files of all images still to do; returns what is wrong with those that cannot be read."""
 
     def read(source):
@@ -140,7 +162,8 @@ def _predict(net, claim, plan, classes, args) -> list[str]:
             return Work(source, fault=str(error))
         slides = plan.slides(image.shape[:2])
         inputs = None if slides else inputs_of(image, plan)
-        return Work(source, image if slides or args.overlay else None, inputs, image.shape[:2])
+        held = present[source.path.absolute()] if present else None
+        return Work(source, image if slides or args.overlay else None, inputs, image.shape[:2], held)
 
     def write(work):
         if not work.fault:

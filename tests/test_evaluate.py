@@ -305,8 +305,3 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch, mistake):
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.count("\n") == 1 and what in said
     assert not Path("out.json").exists()
-
-
-def test_image_labels_need_several_classes(tmp_path):
-    with pytest.raises(InputError, match="a network of one class"):
-        run(checkpoint(tmp_path / "run/best.pt"), "--list", make_list(tmp_path), "--image-labels")

@@ -13,11 +13,12 @@ import torch
 
 from utils import get_weight, lists, predict_mask, prepare_data, report
 from utils.args import parse
-from utils.checkpoint import image_keys
+from utils.checkpoint import image_keys, load_network
 from utils.errors import InputError
 from utils.images import read_mask, write_mask
 from utils.lists import read_list
 from utils.scores import pair_scores
+from utils.teachers import who_predicts
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -128,9 +129,9 @@ def test_folds_predict_only_what_they_never_saw(tiny, tmp_path):
         test_scripts.launch("train_without_weight.py", tiny, tmp_path / "runs", f"t{k}", *flags)
         checkpoints.append(tmp_path / f"runs/t{k}/last.pt")
     frame = read_list(tiny / "noisy.csv")
-    nets_states = [predict_mask.load_network(path)[1] for path in checkpoints]
+    nets_states = [load_network(path)[1] for path in checkpoints]
     args = parse(predict_mask.Args, ["--list", "x", "--out", "o", "--folds", "2", "--checkpoint", "a", "b"])
-    use = predict_mask.who_predicts(frame, nets_states, args)
+    use = who_predicts(frame, nets_states, args)
     assert (use.sum(1) == 1).all()
     for k in range(2):
         held = set(read_list(tmp_path / f"folds/fold{k}_held_out.csv")["img"])
@@ -152,7 +153,7 @@ def test_probabilities_of_several_checkpoints_are_averaged(tiny, teacher, tmp_pa
 def test_chosen_one_of_two_different_networks_predicts(tiny, tmp_path):
     flags = ["--epochs", "1", "--arch2", "Linknet", "--encoder2", "resnet18", "--test_csv", "", "--size", "32"]
     test_scripts.launch("train_co_teaching.py", tiny, tmp_path, "two", *flags)
-    state = predict_mask.load_network(tmp_path / "two/last.pt")[1]
+    state = load_network(tmp_path / "two/last.pt")[1]
     assert [model["arch"] for model in state["models"]] == ["PlainUNet", "Linknet"]
     assert state["model"] == state["models"][state["net"]]
     predict(tiny, tmp_path / "m", "--list", tiny / "noisy.csv", "--checkpoint", tmp_path / "two/last.pt")

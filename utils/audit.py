@@ -169,7 +169,7 @@ def _claim(out: Path, soft: bool) -> None:
 
 
 def _checkpoints(frame, args) -> Source:
-    from utils.predict_mask import load_teachers, probabilities  # loads torch, which masks do not need
+    from utils.teachers import load_teachers, probabilities  # loads torch, which masks do not need
 
     teachers = load_teachers(frame, args.teacher, args)
     paths = [str(Path(args.out) / "masks" / f"{stem}.png") for stem in unique_stems(frame, args.list)]

@@ -195,18 +195,22 @@ def read_checkpoint(path) -> dict:
     return state
 
 
-def load_network(path):
-    """(network, the file's other content) from a `best.pt` or `last.pt`: the network that the validation chose.
+def load_network(path, which: int = -1):
+    """(network, the file's other content) from a `best.pt` or `last.pt`: its network number `which`.
 
-    Its architecture, classes and input size stand under "model".
+    -1 is the network that the validation chose; InputError for one that is not there. Its architecture, classes and
+    input size stand under "model".
     """
     state = read_checkpoint(path)
     if "nets" not in state or "models" not in state:
         raise InputError(f"{path}: not a checkpoint of these scripts; train one with train_without_weight.py")
-    about = state["model"] = state["models"][state["net"]]
+    if not -1 <= which < len(state["nets"]):
+        raise InputError(f"--net {which}: {path} has {len(state['nets'])}, counted from 0; -1 is the chosen one")
+    which = state["net"] if which == -1 else which
+    about = state["model"] = state["models"][which]
     how = about["arch"], about["encoder"], "none", about["classes"], about["width"], about.get("extra", 0)
     net = build_model(*how)
-    net.load_state_dict(state["nets"][state["net"]])
+    net.load_state_dict(state["nets"][which])
     return net, state
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.present import restrict
+
 LARGE = 2048 * 2048  # pixels from which on an image is not run whole where training resized nothing
 WINDOW = 1024  # of such an image
 _WAITING = 2**28  # bytes of images that wait for a batch to be full
@@ -24,17 +26,18 @@ _BAND = 2**26  # values of an enlarged map that are in memory at a time
 class Probabilities(nn.Module):
     """Networks behind one door: uint8 RGB (N, 3, H, W) -> (N, C, H, W) float32, the mean of their probabilities.
 
-    A network of one output gives the probability of the foreground, others those of all classes, which sum to 1.
+    A network of one output gives the probability of the foreground, others those of all classes, which sum to 1; with
+    `present` (N, C) or (N, 2) bool those of other classes are 0.
     """
 
     def __init__(self, nets):
         super().__init__()
         self.nets = nn.ModuleList(nets)
 
-    def forward(self, image: Tensor) -> Tensor:
-        total = to_probability(self.nets[0](image))
+    def forward(self, image: Tensor, present: Tensor | None = None) -> Tensor:
+        total = to_probability(self.nets[0](image), present)
         for net in self.nets[1:]:
-            total = total + to_probability(net(image))
+            total = total + to_probability(net(image), present)
         return total / len(self.nets)
 
 
@@ -98,17 +101,23 @@ def inputs_of(image: np.ndarray, plan: Plan) -> list[np.ndarray]:
 
 
 @torch.inference_mode()
-def predict_whole(net: nn.Module, inputs: list[list[np.ndarray]], plan: Plan) -> list[list[np.ndarray]]:
-    """Of every image the (C, h, w) float32 probabilities at every scale; inputs of one scale have one shape."""
-    scales = [_run(net, list(tiles), plan).cpu().numpy() for tiles in zip(*inputs, strict=True)]
+def predict_whole(
+    net: nn.Module, inputs: list[list[np.ndarray]], plan: Plan, present: np.ndarray | None = None
+) -> list[list[np.ndarray]]:
+    """Of every image the (C, h, w) float32 probabilities at every scale; inputs of one scale have one shape.
+
+    `present` (N, C) bool, of binary masks (N, 2): the classes that each image holds, where that is known.
+    """
+    scales = [_run(net, list(tiles), plan, present).cpu().numpy() for tiles in zip(*inputs, strict=True)]
     return [list(maps) for maps in zip(*scales, strict=True)]
 
 
 def in_batches(net: nn.Module, works: Iterable, plan: Plan) -> Iterator[tuple]:
     """(work, bands) for every work, where whole images of one input size go through the network together.
 
-    A work has `shape`, the (H, W) of its image, and `inputs`, what `inputs_of` makes of an image that is run whole,
-    or else `image`, one in windows; with neither its bands are None. Bands are (first row, (C, rows, W)), as of
+    A work has `shape`, the (H, W) of its image, `present`, (C,) bool, its classes, or None, and `inputs`, what
+    `inputs_of` makes of an image that is run whole, or else `image`, one in windows; with neither its bands are None.
+    Bands are (first row, (C, rows, W)), as of
     `slide` and `enlarged_bands`; those of windows must be used up before the next work is asked for.
     """
     waiting = []
@@ -116,7 +125,7 @@ def in_batches(net: nn.Module, works: Iterable, plan: Plan) -> Iterator[tuple]:
         if work.inputs:
             waiting.append(work)
         else:
-            yield work, None if work.image is None else slide(net, work.image, plan)
+            yield work, None if work.image is None else slide(net, work.image, plan, work.present)
         large = sum(one.image.nbytes for one in waiting if one.image is not None) > _WAITING
         if large or len(waiting) == (plan.batch_size if plan.size else 1):
             yield from _together(net, waiting, plan)
@@ -126,7 +135,8 @@ def in_batches(net: nn.Module, works: Iterable, plan: Plan) -> Iterator[tuple]:
 
 
 def _together(net, works, plan):
-    for work, maps in zip(works, predict_whole(net, [work.inputs for work in works], plan), strict=True):
+    held = None if works[0].present is None else np.stack([work.present for work in works])
+    for work, maps in zip(works, predict_whole(net, [work.inputs for work in works], plan, held), strict=True):
         work.inputs = None
         yield work, enlarged_bands(maps, work.shape)
 
@@ -144,7 +154,9 @@ def enlarged_bands(maps: list[np.ndarray], shape: tuple[int, int]) -> Iterator[t
 
 
 @torch.inference_mode()
-def slide(net: nn.Module, image: np.ndarray, plan: Plan) -> Iterator[tuple[int, np.ndarray]]:
+def slide(
+    net: nn.Module, image: np.ndarray, plan: Plan, present: np.ndarray | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
     """Probabilities of an image (H, W, 3) in windows, as (first row, (C, rows, W) float32) from top to bottom.
 
     Overlapping windows are blended by Hann weights that sum to 1 at every pixel. Rows are given away when no window
@@ -157,7 +169,7 @@ def slide(net: nn.Module, image: np.ndarray, plan: Plan) -> Iterator[tuple[int, 
         if top > done:
             yield done, total[:, : top - done].clamp(0, 1).cpu().numpy()
             total, done = total[:, top - done :], top
-        for x, part in grids[g].row(net, image, k, plan):
+        for x, part in grids[g].row(net, image, k, plan, present):
             height, width = part.shape[1:]
             if total is None:
                 total = part.new_zeros(len(part), height, image.shape[1])
@@ -202,36 +214,42 @@ class _Grid:
         self.input = tuple(window if side == span else max(1, round(side * zoom)) for side in self.shape)
         self.high = self.high / len(plan.scales)
 
-    def row(self, net, image, k, plan):
+    def row(self, net, image, k, plan, present):
         """(left, weighted (C, h, w) probabilities) of every window in the row."""
         (h, w), top = self.shape, self.tops[k]
         for first in range(0, len(self.lefts), plan.batch_size):
             some = slice(first, first + plan.batch_size)
             tiles = [image[top : top + h, x : x + w] for x in self.lefts[some]]
-            out = _run(net, [_resized(tile, *self.input) for tile in tiles], plan)
+            held = None if present is None else np.tile(present, (len(tiles), 1))
+            out = _run(net, [_resized(tile, *self.input) for tile in tiles], plan, held)
             if self.input != self.shape:
                 out = F.interpolate(out, self.shape, mode="bilinear")
             weight = self.high[k][:, None] * self.wide[some, None]
             yield from zip(self.lefts[some], out * torch.from_numpy(weight).to(out)[:, None], strict=True)
 
 
-def _run(net, tiles, plan) -> Tensor:
+def _run(net, tiles, plan, present=None) -> Tensor:
     """(N, C, h, w) float32 on the network's device, of at most `batch_size` images at a time."""
     device = next(itertools.chain(net.parameters(), net.buffers())).device
     found = []
     for start in range(0, len(tiles), plan.batch_size):
-        image = torch.from_numpy(np.stack(tiles[start : start + plan.batch_size])).to(device).permute(0, 3, 1, 2)
+        some = slice(start, start + plan.batch_size)
+        image = torch.from_numpy(np.stack(tiles[some])).to(device).permute(0, 3, 1, 2)
+        held = None if present is None else torch.from_numpy(present[some]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
-            out = net(image)
+            out = net(image, held)
             if plan.flip:
-                out = (out + net(image.flip(3)).flip(3)) / 2
+                out = (out + net(image.flip(3), held).flip(3)) / 2
         found.append(out)
     return torch.cat(found)
 
 
-def to_probability(logits: Tensor) -> Tensor:
-    """(N, C, H, W) logits -> float32 probabilities: of the foreground for one plane, of all classes for more."""
-    logits = logits.float()
+def to_probability(logits: Tensor, present: Tensor | None = None) -> Tensor:
+    """(N, C, H, W) logits -> float32 probabilities: of the foreground for one plane, of all classes for more.
+
+    With `present` (N, C) bool, (N, 2) for one plane, those of other classes are 0.
+    """
+    logits = logits.float() if present is None else restrict(logits, present)
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
 

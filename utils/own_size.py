@@ -37,9 +37,9 @@ class Work:
 def evaluate_files(steps, net, frame, plan: Plan, present: np.ndarray | None, classes: int, args) -> dict:
     """Scores of a `Probabilities` on a list (`read_list`), each in [0, 1], by all processes of `steps` together.
 
-    `present` (N, C) bool restricts what is predicted. Returns `scores` of the list, `areas` (3, classes) and the
-    `confusion` they come from, and `images`, the scores of every row. InputError names every row that is bad; from the
-    first on the network rests. `args` has `list`, `data_root`, `theta0` and `theta`.
+    `present` (N, C) bool, of binary masks (N, 2), restricts what is predicted. Returns `scores` of the list, `areas`
+    (3, classes) and the `confusion` they come from, and `images`, the scores of every row. InputError names every row
+    that is bad; from the first on the network rests. `args` has `list`, `data_root`, `theta0` and `theta`.
     """
     paths = [[str(Path(args.data_root, name)) for name in frame[column]] for column in ("img", "filename")]
     _check_files(frame, paths, args.list)
@@ -100,8 +100,6 @@ def _decide(work):
     """The predicted mask from bands of rows."""
     work.pred = np.empty(work.shape, np.uint8)
     for top, band in work.bands:
-        if work.present is not None:
-            band = np.where(work.present[:, None, None], band, -1)
         work.pred[top : top + band.shape[1]] = band[0] > 0.5 if len(band) == 1 else band.argmax(0)
 
 

@@ -20,6 +20,7 @@ class PlanArgs:
     )
     scales: Annotated[list[float], "sizes to average over, as factors"] = field(default_factory=lambda: [1.0])
     flip: Annotated[bool, "average with the mirrored image"] = False
+    net: Annotated[int, "network of a checkpoint of two, 0 or 1; -1: the one that validation chose"] = -1
     batch_size: Annotated[int, "images or windows a step"] = 16
     precision: Annotated[Literal["fp32", "bf16"], "bf16 is faster wherever the hardware has it"] = "fp32"
 

@@ -3,35 +3,35 @@
 Run   python utils/predict_mask.py --list TRAIN.csv --checkpoint runs/teacher/last.pt --out masks/teacher --trusted
       python utils/predict_mask.py --list TRAIN.csv --folds 3 --checkpoint runs/fold0/last.pt runs/fold1/last.pt ...
       with --support also OUT/support and OUT_support.csv, TRAIN.csv with a column for train_*.py --level pixel
+      python utils/predict_mask.py --list WEAK.csv --image-labels --checkpoint runs/lpl/best.pt --scales 0.75 1 1.25 \
+          --flip --true-masks STRONG.csv --out masks/pseudo
+      writes masks of the classes in WEAK.csv's column label, and with STRONG.csv before them OUT_with_true.csv
 """
 
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import pandas as pd
-import torch
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from utils.args import launch
-from utils.checkpoint import image_keys, load_network
-from utils.errors import InputError, report_bad_rows, warn
-from utils.images import IGNORE, check_sizes, read_image, read_mask, resize_image, write_mask, write_picture
-from utils.inference import enlarge, to_mask, to_probability
-from utils.interrupt import loader_processes
-from utils.lists import from_root, read_list, unique_stems, write_list
+from utils.dense_crf import check_crf, refine
+from utils.errors import InputError, report_bad_rows
+from utils.images import IGNORE, check_sizes, read_image, read_mask, write_mask, write_picture
+from utils.inference import enlarge, to_mask
+from utils.lists import from_root, image_labels, read_list, unique_stems, write_list
 from utils.logs import read_record, replace_text
 from utils.sources import digest
 from utils.store import key_of, stamp_files
+from utils.teachers import load_teachers, probabilities
 
 
 @dataclass
@@ -46,6 +46,12 @@ class Args:
         "trained on images of this list alone, and on none of --list",
     ] = False
     support: Annotated[bool, "also write how likely the list's masks are, pixel by pixel, for --level pixel"] = False
+    image_labels: Annotated[bool, "predict only classes of an image's column label"] = False
+    scales: Annotated[list[float], "sizes to average over, as factors"] = field(default_factory=lambda: [1.0])
+    flip: Annotated[bool, "average with the mirrored image"] = False
+    crf: Annotated[bool, "let masks follow the edges of the image, by a dense CRF (pip install pydensecrf2)"] = False
+    true_masks: Annotated[str, "list whose masks stand before the predicted ones in OUT_with_true.csv"] = ""
+    net: Annotated[int, "network of a checkpoint of two, 0 or 1; -1: the one that validation chose"] = -1
     data_root: Annotated[str, "folder that relative paths in the list start from"] = "."
     size: Annotated[int, "network input; -1: the size the checkpoint was trained with; 0: as the images are"] = -1
     batch_size: Annotated[int, "images a step"] = 16
@@ -54,57 +60,45 @@ class Args:
     cpu: Annotated[bool, "ignore any GPU"] = False
 
 
-class Teachers(NamedTuple):
-    """Networks on their device, what they are (size, classes), who predicts which image, and how many images leak."""
-
-    nets: list
-    model: dict
-    use: np.ndarray
-    leaks: int
-    device: torch.device
-
-
-class Images(Dataset):
-    """Photographs of a list, resized for the network, with their own height and width."""
-
-    def __init__(self, frame, root, size):
-        self.paths, self.size = [Path(root) / img for img in frame["img"]], size
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, i):
-        try:
-            image = read_image(self.paths[i])
-        except InputError as error:
-            return i, None, str(error)
-        shown = resize_image(image, self.size) if self.size else image
-        return i, torch.from_numpy(shown), image.shape[:2]
-
-
 def main(args: Args) -> None:
     """Predict, or do nothing where the same masks are there already."""
-    frame = read_list(args.list, ("img", "filename") if args.support else ("img",))
+    need = ("img",) + ("filename",) * args.support + ("label",) * args.image_labels
+    frame, lists = read_list(args.list, need), {}
     stems, out = unique_stems(frame, args.list), Path(args.out)
     paths = [out / f"{stem}.png" for stem in stems]
     supports = [out / "support" / f"{stem}.png" for stem in stems] if args.support else []
-    record = {"checkpoints": [f"{p} {digest(p)}" for p in args.checkpoint]}
-    record |= {k: v for k, v in asdict(args).items() if k in ("folds", "trusted", "size", "precision")}
-    if isinstance(args.trusted, str):
-        record["trusted"] = f"{args.trusted} {_names(read_list(args.trusted, ('img',)))}"
-    record["images"] = _names(frame)
-    if args.support:  # it is about the masks of the list too
-        record["support"] = key_of("support", _stamps(frame, args))
-    about = out / "teacher.json"
-    if read_record(about) == record and all(p.exists() for p in paths + supports):
+    lists[f"{out}.csv"] = pd.DataFrame({"img": frame["img"], "filename": _in_root(paths, args)})
+    if args.support:
+        lists[f"{out}_support.csv"] = frame.drop(columns="line").assign(support=_in_root(supports, args))
+    if args.true_masks:
+        lists[f"{out}_with_true.csv"] = with_true(frame, lists[f"{out}.csv"], args)
+    record, about = _record(frame, args), out / "teacher.json"
+    joined = [Path(f"{out}_with_true.csv")] if args.true_masks else []
+    if read_record(about) == record and all(p.exists() for p in paths + supports + joined):
         print(f"{out}: {len(paths)} masks are there already")
         return
+    if args.crf:
+        check_crf()
     teachers = load_teachers(frame, args.checkpoint, args)
+    present = image_labels(frame, max(2, teachers.model["classes"]), args.list) if args.image_labels else None
     _claim(out, about, paths, args.list)
+    _predict(frame, teachers, present, paths, supports, args)
+    for path, one in lists.items():
+        write_list(one, path)
+    replace_text(about, json.dumps(record, indent=1) + "\n")
+    count = len(args.checkpoint)
+    print(f"{out}: {len(paths)} masks from {count} checkpoint{'s' * (count > 1)}; their list is {out}.csv")
+
+
+def _predict(frame, teachers, present, paths, supports, args) -> None:
+    """Write the masks, and what they support; InputError at the end for masks of the list that are bad."""
     if supports:
         supports[0].parent.mkdir(exist_ok=True)
     classes, bad = teachers.model["classes"], []
-    for i, probability, shape in probabilities(frame, teachers, args):
+    for i, probability, shape in probabilities(frame, teachers, args, present, args.scales, args.flip):
+        if args.crf:
+            image = read_image(Path(args.data_root, frame["img"].iloc[i]))
+            probability = refine(enlarge(probability, shape), image)
         write_mask(paths[i], to_mask(probability, shape), classes)
         if supports:
             try:
@@ -115,13 +109,6 @@ def main(args: Args) -> None:
             else:
                 write_picture(supports[i], support_of(enlarge(probability, shape), mask))
     report_bad_rows(args.list, bad, "Correct or remove these rows.")
-    write_list(pd.DataFrame({"img": frame["img"], "filename": _in_root(paths, args)}), f"{out}.csv")
-    if supports:
-        supported = frame.drop(columns="line").assign(support=_in_root(supports, args))
-        write_list(supported, f"{out}_support.csv")
-    replace_text(about, json.dumps(record, indent=1) + "\n")
-    count = len(args.checkpoint)
-    print(f"{out}: {len(paths)} masks from {count} checkpoint{'s' * (count > 1)}; their list is {out}.csv")
 
 
 def support_of(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -138,8 +125,36 @@ def support_of(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return (given * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def _names(frame) -> str:
-    return hashlib.sha256("\n".join(frame["img"]).encode()).hexdigest()[:16]
+def with_true(frame, predicted: pd.DataFrame, args) -> pd.DataFrame:
+    """The rows of --true-masks, then the predicted masks of the list; `pseudo` is 0, then 1.
+
+    InputError for images that are in both.
+    """
+    true = read_list(args.true_masks)
+    seen = set(map(os.path.normpath, true["img"]))
+    bad = [(row.line, f"{row.img} has a mask there") for row in frame.itertuples() if os.path.normpath(row.img) in seen]
+    report_bad_rows(args.list, bad, f"Take these images out of one list, this or {args.true_masks}.")
+    return pd.concat([true[["img", "filename"]].assign(pseudo=0), predicted.assign(pseudo=1)], ignore_index=True)
+
+
+def _record(frame, args) -> dict:
+    """What the masks depend on; flags that were not given leave nothing, so that older masks stay known."""
+    record = {"checkpoints": [f"{p} {digest(p)}" for p in args.checkpoint]}
+    record |= {k: v for k, v in asdict(args).items() if k in ("folds", "trusted", "size", "precision")}
+    if isinstance(args.trusted, str):
+        record["trusted"] = f"{args.trusted} {_names(read_list(args.trusted, ('img',)))}"
+    record["images"] = _names(frame)
+    if args.support:  # it is about the masks of the list too
+        record["support"] = key_of("support", _stamps(frame, args))
+    record |= {"labels": _names(frame, "label")} if args.image_labels else {}
+    record |= {"scales": args.scales} if args.scales != [1.0] else {}
+    record |= {name: True for name in ("flip", "crf") if getattr(args, name)}
+    record |= {"net": args.net} if args.net >= 0 else {}
+    return record | ({"true_masks": f"{args.true_masks} {digest(args.true_masks)}"} if args.true_masks else {})
+
+
+def _names(frame, column="img") -> str:
+    return hashlib.sha256("\n".join(frame[column]).encode()).hexdigest()[:16]
 
 
 def _stamps(frame, args) -> list:
@@ -164,107 +179,6 @@ def _claim(out: Path, about: Path, paths: list[Path], source: str) -> None:
         raise InputError(f"{listed}: the list of the masks would overwrite --list; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     replace_text(about, json.dumps({"complete": False}) + "\n")
-
-
-def load_teachers(frame, checkpoints, args) -> Teachers:
-    """The networks of `checkpoints`, ready to predict the images of a list; InputError if they do not go together."""
-    device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
-    nets, states = zip(*(load_network(p) for p in checkpoints), strict=True)
-    nets = [net.to(device, memory_format=torch.channels_last).eval() for net in nets]
-    if isinstance(getattr(args, "trusted", False), str):
-        check_trusted(frame, checkpoints, states, args)
-    use = who_predicts(frame, states, args)
-    classes = {state["model"]["classes"] for state in states}
-    if len(classes) > 1:
-        raise InputError(f"{', '.join(map(str, checkpoints))}: they have different classes: {sorted(classes)}")
-    leaks = 0 if args.folds else int(_seen(frame, states).any(axis=1).sum())
-    return Teachers(nets, states[0]["model"], use, leaks, device)
-
-
-def who_predicts(frame, states, args) -> np.ndarray:
-    """(images, checkpoints) bool: which teacher predicts which image.
-
-    With --folds only those not trained on the image; InputError for an image all of them have seen. Else all, with a
-    warning on stderr if some were trained on images of the list.
-    """
-    unseen = ~_seen(frame, states)
-    if args.folds:
-        if args.folds != len(states):
-            raise InputError(f"--folds {args.folds}: needs as many checkpoints, not {len(states)}")
-        bad = [(row.line, f"every teacher was trained on {row.img}") for row in frame[~unseen.any(axis=1)].itertuples()]
-        bad += [(row.line, f"no teacher was trained on {row.img}") for row in frame[unseen.all(axis=1)].itertuples()]
-        report_bad_rows(args.list, bad, "Cut folds with utils/prepare_data.py folds and train one teacher on each.")
-        return unseen
-    leaks = int((~unseen).any(axis=1).sum())
-    if leaks:
-        what = f"{leaks} of {len(frame)} images trained the teacher itself, which will agree with their masks"
-        warn(f"{what}; use --folds for masks without this leak")
-    return np.ones_like(unseen)
-
-
-def check_trusted(frame, checkpoints, states, args) -> None:
-    """InputError unless every teacher was trained on images of the list --trusted only, and on none of the judged list.
-
-    Images are told apart by the stems of their files. Weights that training began with (--load) are not looked at.
-    """
-    trusted = image_keys(read_list(args.trusted, ("img",))["img"])
-    for path, state in zip(checkpoints, states, strict=True):
-        if "images" not in state:
-            raise InputError(f"{path}: does not say which images trained it; leave the list after --trusted out")
-        count = int((~torch.isin(state["images"], trusted)).sum())
-        if count:
-            what = f"{count} of the {len(state['images'])} images that trained it are not in {args.trusted}"
-            raise InputError(f"{path}: {what}; train the teacher on that list alone")
-    known = frame[_seen(frame, states).any(axis=1)]
-    bad = [(row.line, f"{row.img} trained the teacher") for row in known.itertuples()]
-    report_bad_rows(args.list, bad, f"Take them out of the judged list, or out of {args.trusted} and train again.")
-
-
-def probabilities(frame, teachers: Teachers, args) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
-    """(row, (C, h, w) float32 probabilities at the network's size, (H, W) of the image) of every image, in order.
-
-    One batch is in memory at a time. Images that cannot be read raise one InputError, which names all of them.
-    """
-    size = teachers.model["size"] if args.size < 0 else args.size
-    images = Images(frame, args.data_root, size)
-    batch_size = args.batch_size if size else 1
-    loader = DataLoader(images, batch_size, collate_fn=list, **loader_processes(args.workers))
-    bad = []
-    for batch in tqdm(loader, f"predicting {args.list}", leave=False, disable=None):
-        bad += [(int(frame["line"].iloc[i]), shape) for i, image, shape in batch if image is None]
-        batch = [sample for sample in batch if sample[1] is not None]
-        if bad or not batch:
-            continue
-        image = torch.stack([sample[1] for sample in batch])
-        probability = _predict(image, teachers.use[[sample[0] for sample in batch]], teachers, args.precision)
-        for (i, _, shape), p in zip(batch, probability.cpu().numpy(), strict=True):
-            yield i, p, shape
-    report_bad_rows(args.list, bad, "Correct or remove these rows.")
-
-
-@torch.inference_mode()
-def _predict(image, use, teachers, precision):
-    """(N, H, W, 3) uint8 -> (N, C, H, W): the mean of the networks that predict each image."""
-    device = teachers.device
-    image = image.to(device).permute(0, 3, 1, 2)
-    share = torch.from_numpy(use).to(device).float()
-    share = share / share.sum(1, keepdim=True)
-    probability = 0
-    for k, net in enumerate(teachers.nets):
-        if share[:, k].any():
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                logits = net(image)
-            probability = probability + to_probability(logits) * share[:, k, None, None, None]
-    return probability
-
-
-def _seen(frame, states) -> np.ndarray:
-    """(images, checkpoints) bool: which checkpoint was trained on which image."""
-    return np.stack([_trained_on(frame["img"], state) for state in states], axis=1)
-
-
-def _trained_on(images, state) -> np.ndarray:
-    return torch.isin(image_keys(images), state.get("images", torch.empty(0, dtype=torch.int64))).numpy()
 
 
 if __name__ == "__main__":
