@@ -31,7 +31,7 @@ from utils.checkpoint import image_keys, load_network
 from utils.class_scores import class_table, format_table, mean_scores, read_names
 from utils.dataset import ListDataset
 from utils.errors import InputError, RankError, say, warn
-from utils.evaluate import areas_of_list, count_list, scores_of_list
+from utils.evaluate import areas_of_list, count_list, plain, scores_of_list, with_labels
 from utils.inference import Probabilities
 from utils.lists import image_labels, read_list, write_list
 from utils.logs import read_record, replace_text
@@ -73,11 +73,9 @@ def main(args: Args) -> None:
     """Evaluate, print the table and write what is asked for; InputError if any row cannot be evaluated."""
     _check(args)
     frame, checkpoints = read_list(args.list), [args.checkpoint, *args.more]
-    nets, states = zip(*(load_network(path) for path in checkpoints), strict=True)
+    nets, states = zip(*(load_network(path, args.net) for path in checkpoints), strict=True)
     plan, classes = plan_of(states, args), states[0]["model"]["classes"]
-    if args.image_labels and classes == 1:
-        raise InputError("--image-labels: a network of one class has no others to choose from; leave it out")
-    present = image_labels(frame, classes, args.list) if args.image_labels else None
+    present = image_labels(frame, max(2, classes), args.list) if args.image_labels else None
     # the background of binary masks is a class of its own here
     names = ["background", "foreground"] if classes == 1 else None
     names = read_names(args.names, max(classes, 2)) if args.names else names
@@ -143,7 +141,9 @@ def _like_training(steps, net, args) -> dict:
     data = ListDataset(args.list, args.data_root, run.size, run.classes, cache_gb=run.cache_gb)
     sampler = Batches(len(data), run.batch_size if data.one_shape() else 1, steps.rank, steps.world)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=data.collate)
-    sums = sum(steps.gather(count_list(steps, [net], loader)[0].cpu()))
+    # train_lpl.py tests with the classes of an image
+    forward = with_labels if "weak_csv" in known else plain
+    sums = sum(steps.gather(count_list(steps, [net], loader, forward)[0].cpu()))
     areas, scores = areas_of_list(sums, run.classes).numpy(), scores_of_list(sums, len(data), run)
     return {"scores": mean_scores(areas) | scores, "areas": areas}
 

@@ -15,6 +15,7 @@ from utils.models import build_model
 
 # what a script needs beyond --train_csv, --valid_csv and --test_csv
 LISTS = {"train_u2pl": {"unlabelled_csv": "unlabelled.csv"}, "train_unimatch": {"unlabelled_csv": "unlabelled.csv"}}
+LISTS |= {"train_lpl": {"weak_csv": "weak.csv"}}
 LISTS |= {"train_spatial_correction": {"trusted_csv": "trusted.csv"}}
 LISTS |= {"train_distill": {"teacher": "teacher.pt"}, "train_lad_student": {"teacher": "lad_teacher.pt"}}
 
@@ -66,6 +67,7 @@ def draw_lists(root: Path) -> Path:
     plain[18:].to_csv(root / "test.csv", index=False)
     frame[:13].assign(weight=1.0, bf=1.0).to_csv(root / "ones.csv", index=False)
     plain[:13][["img"]].to_csv(root / "unlabelled.csv", index=False)
+    plain[:13][["img"]].assign(label="0 1").to_csv(root / "weak.csv", index=False)
     _write_classes(root, plain)
     write_teacher(root / "teacher.pt")
     write_teacher(root / "lad_teacher.pt", extra=1)
@@ -92,6 +94,7 @@ def _write_classes(root, frame):
         names.append(f"classes/{Path(name).name}")
         write_mask(root / names[-1], mask, classes=3)
     both = frame.assign(filename=names)
+    both[:13][["img"]].assign(label="0 1 2").to_csv(root / "classes_weak.csv", index=False)
     both[:13].assign(weight=0.5, bf=0.5).to_csv(root / "classes.csv", index=False)
     both[13:18].to_csv(root / "classes_valid.csv", index=False)
     both[13:18].assign(iterations=0).to_csv(root / "classes_trusted.csv", index=False)

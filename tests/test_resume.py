@@ -169,7 +169,7 @@ def ask_at_step(monkeypatch, nth, number=signal.SIGTERM):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_asked_to_stop_it_goes_on_at_the_next_step(script, tiny, tmp_path, monkeypatch):
-    nets = 2 if "co_teaching" in script or "decoupling" in script else 1
+    nets = 2 if any(name in script for name in ("co_teaching", "decoupling", "lpl")) else 1
     more = ["--window", "3"] if "co_teaching" in script else []
     flags = ["--epochs", "2", "--augment", "flip", *more]
     whole = test_scripts.launch(script, tiny, tmp_path, "whole", *flags)

@@ -258,7 +258,7 @@ def test_loss_goes_down(loss, tiny, tmp_path):
     assert ("nu" in rows[0]) == (loss == "t_loss")
 
 
-SEMI = ["train_u2pl.py", "train_unimatch.py"]
+SEMI = ["train_u2pl.py", "train_unimatch.py", "train_lpl.py"]
 ALL_AT_ONCE = "--precision fp16 --accumulate 2 --skip-nonfinite"
 
 

@@ -14,7 +14,7 @@ stop.before_anything_begins()
 # flags that are shares or probabilities
 SHARES = ("weight_floor", "t_start", "t_end", "slope_change", "correction_threshold", "consistency_confidence")
 SHARES += ("unreliable", "ema_decay", "mix_prob", "anchor_threshold")
-SHARES += ("ohem_threshold", "confidence", "feature_share")
+SHARES += ("ohem_threshold", "confidence", "feature_share", "iou_momentum")
 
 
 @dataclass
@@ -222,6 +222,9 @@ def check(args: TrainArgs) -> None:
     for flag in ("window", "num_gradual", "warmup", "init_epochs"):
         if getattr(args, flag, 1) < (flag == "window"):
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: too small")
+    for flag in ("cls_weight", "pct_weight", "pct_power"):
+        if not 0 <= getattr(args, flag, 0) < float("inf"):
+            raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 0 or more")
     for flag in ("unsup_weight", "contrast_weight", "aux_weight", "warm_epochs", "rank_low", "bank_first", "ohem_kept"):
         if not getattr(args, flag, 0) >= 0:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be 0 or more")
@@ -240,7 +243,9 @@ def check(args: TrainArgs) -> None:
     check_loss(args)
     if args.compat == "nlkd" and hasattr(args, "slope_change"):
         raise InputError("--compat nlkd: the released code corrects no labels; leave it out")
-    if hasattr(args, "unsup_weight") and args.loss != "ce":
+    if hasattr(args, "pct_weight") and args.arch == "PointRend":
+        raise InputError("--arch PointRend: has no map of logits in training, which this script needs; choose another")
+    if (hasattr(args, "unsup_weight") or hasattr(args, "pct_weight")) and args.loss != "ce":
         raise InputError(f"--loss {args.loss}: this script learns by cross entropy; leave --loss out")
     if args.compat == "nlkd" and args.classes > 1:
         raise InputError("--compat nlkd: the released code knows one class only; leave --classes or --compat out")

@@ -13,6 +13,7 @@ from utils.images import IGNORE, write_picture
 from utils.lists import write_list
 from utils.losses import hard
 from utils.overlay import palette
+from utils.present import classes_in, restrict
 from utils.scores import pair_scores
 
 ROWS, CELL, GAP, TEXT = 6, 168, 8, 22
@@ -23,11 +24,12 @@ HEADS = ("image", "given mask", "prediction", "difference")
 KINDS = {0: "clean", 1: "noisy"}
 
 
-def show(run, epoch: int, net, dataset: ListDataset, stats: Averages) -> None:
+def show(run, epoch: int, net, dataset: ListDataset, stats: Averages, labels: bool = False) -> None:
     """Draw and save, every --pictures epochs and after the last, what `net` predicts for some training images.
 
     Beside each its mask, where they differ, how well they agree and the weight it had. The values that every image had
-    in this epoch go to sample_weights.csv. All processes call it, and one of them writes.
+    in this epoch go to sample_weights.csv. All processes call it, and one of them writes. With `labels` only classes of
+    an image's mask are predicted.
     """
     every, done = run.args.pictures, epoch + 1
     if not every or (done % every and done != run.args.epochs):
@@ -37,7 +39,7 @@ def show(run, epoch: int, net, dataset: ListDataset, stats: Averages) -> None:
         return
     chosen = choose(dataset.noisy)
     pairs = [dataset.plain(i) for i in chosen]
-    rows = [(image, mask, _predict(run, net, image)) for image, mask in pairs]
+    rows = [(image, mask, _predict(run, net, image, mask if labels else None)) for image, mask in pairs]
     texts = [_caption(run.args, dataset, i, row, values) for i, row in zip(chosen, rows, strict=True)]
     page = draw(rows, texts, f"{run.args.name}, epoch {done}, {dataset.path}", run.args.classes)
     folder = run.dir / "pictures"
@@ -66,11 +68,14 @@ def choose(noisy: np.ndarray, count: int = ROWS) -> list[int]:
 
 
 @torch.inference_mode()
-def _predict(run, net, image):
+def _predict(run, net, image, mask):
     net = bare(net).eval()
     batch = torch.from_numpy(image.copy())[None].to(run.device).permute(0, 3, 1, 2)
     with run.autocast():
-        return hard(net(batch))[0].cpu().numpy()
+        logits = net(batch)
+    if mask is not None:
+        logits = restrict(logits, classes_in(torch.from_numpy(mask.copy())[None].to(run.device), logits.shape[1]))
+    return hard(logits)[0].cpu().numpy()
 
 
 def _caption(args, dataset, i, row, values) -> str:

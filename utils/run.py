@@ -28,7 +28,8 @@ from utils.models import build_model
 from utils.steps import Batches, Steps
 
 PACKAGES = ("torchvision", "segmentation-models-pytorch", "albumentations", "opencv-python-headless", "numpy", "pandas")
-CONTENT = ("train_csv", "valid_csv", "test_csv", "teacher")  # files whose content decides about the run
+# files whose content decides about the run
+CONTENT = ("train_csv", "valid_csv", "test_csv", "unlabelled_csv", "weak_csv", "teacher")
 # flags that may change between the parts of one run
 FREE = {"workers", "run_dir", "cache_gb", "cache_dir", "cpu", "save_minutes", "pictures"}
 

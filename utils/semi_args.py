@@ -31,3 +31,21 @@ class ContrastArgs(SemiArgs):
     bank: Annotated[int, "negatives that are kept for a class"] = 30_000
     bank_first: Annotated[int, "the same for class 0; 0: as the others"] = 50_000
     features: Annotated[int, "numbers a pixel that are contrasted"] = 256
+
+
+@dataclass
+class WeakArgs(TrainArgs):
+    train_csv: Annotated[str, "strong list, images with masks (CSV: img,filename)"]
+    weak_csv: Annotated[str, "weak list, images and their classes (CSV: img,label); an epoch is a pass over it"] = ""
+    arch: Annotated[str, "of both networks: any but PointRend; see utils/models"] = "DeepLabV3Plus"
+    augment: Annotated[Literal["none", "flip", "crop", "strong"], "augmentation of strong and weak images"] = "crop"
+    batch_size: Annotated[int, "strong, and as many weak, images a step and process", "-b"] = 8
+    epochs: Annotated[int, "passes over the weak list", "-e"] = 1
+    class_aware: Annotated[bool, "soft-max over the classes that an image holds; without: over all"] = True
+    cls_weight: Annotated[float, "weight of the image-level classification loss"] = 1.0
+    pct_weight: Annotated[float, "weight of PseudoNet's labels for HybridNet; 0: HybridNet alone"] = 1.0
+    pct_power: Annotated[float, "exponent of an image's smallest class IoU; 0: all weak images count fully"] = 8.0
+    iou_momentum: Annotated[float, "how much a batch counts in the class IoUs beside the one after it"] = 0.99
+    compat: Annotated[Literal["none", "released"], "released: the arithmetic of the released code, with faults"] = (
+        "none"
+    )
