@@ -1,0 +1,340 @@
+"""Predictions that keep to the classes of an image: evaluate.py, predict.py, predict_mask.py; and run_lpl.sh."""
+
+import json
+import os
+import subprocess
+import sys
+from types import ModuleType
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_evaluate import make_list, scores
+from test_predict import checkpoint, expected, photograph, run
+from test_scripts import ROOT
+
+from utils import dense_crf, predict_mask
+from utils.args import parse
+from utils.checkpoint import load_network, read_checkpoint, write_checkpoint
+from utils.class_scores import confusion
+from utils.dense_crf import refine
+from utils.errors import InputError
+from utils.images import read_image, read_mask, resize_image, resize_mask, write_mask
+from utils.inference import Plan, Probabilities, in_batches, inputs_of, predict_probability, to_probability
+from utils.lists import image_labels, read_list
+
+HOW = [{}, {"scales": (0.5, 1.0), "flip": True}, {"mode": "slide", "size": 0, "window": 24, "flip": True}]
+
+
+class Fixed(torch.nn.Module):
+    """Logits of three classes that are the same everywhere."""
+
+    def __init__(self, *logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(logits))
+
+    def forward(self, image):
+        return self.logits.view(1, -1, 1, 1).expand(len(image), -1, *image.shape[2:])
+
+
+def masks(*words, root):
+    predict_mask.main(parse(predict_mask.Args, [*map(str, words), "--cpu", "--data-root", str(root)]))
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_probabilities_of_absent_classes_are_0_however_large_their_logits(how):
+    image, present = np.zeros((40, 30, 3), np.uint8), np.array([True, True, False])
+    plan = Plan(**({"size": 16} | how))
+    works = [Work(image, plan, present)]
+    for _, bands in in_batches(Probabilities([Fixed(1.0, 2.0, 500.0)]).eval(), works, plan):
+        for _, band in bands:
+            assert np.allclose(band[0], 1 / (1 + np.e), atol=1e-6) and not band[2].any()
+    assert predict_probability(Probabilities([Fixed(1.0, 2.0, 500.0)]).eval(), image, plan)[2].min() > 0.999
+
+
+class Work:
+    def __init__(self, image, plan, present):
+        slides = plan.slides(image.shape[:2])
+        self.shape, self.present = image.shape[:2], present
+        self.image, self.inputs = (image, None) if slides else (None, inputs_of(image, plan))
+
+
+def test_binary_masks_keep_to_their_classes_too(tmp_path):
+    net, path = checkpoint(tmp_path / "run/best.pt"), make_list(tmp_path)
+    frame = read_list(path)
+    frame["label"] = ["0", "1", "0 1", "1 0"]
+    frame.drop(columns="line").to_csv(path, index=False)
+    found = scores(tmp_path, net, "--list", path, "--data-root", tmp_path, "--image-labels")
+    total = 0
+    for i, row in enumerate(frame.itertuples()):
+        mask = read_mask(tmp_path / row.filename)
+        pred = (expected(net, tmp_path / row.img)[0] > 0.5).astype(np.uint8)
+        total = total + confusion(np.full_like(pred, i) if i < 2 else pred, mask, 2)
+    assert found["confusion"] == total.tolist()
+
+
+def test_masks_of_the_classes_of_an_image_over_scales_and_mirrored(tmp_path):
+    net, path = checkpoint(tmp_path / "run/best.pt", classes=4), make_list(tmp_path, 4)
+    frame = read_list(path)
+    frame["label"] = ["0 3", "1", "0 1 2 3", "2 0"]
+    frame.drop(columns=["line", "filename"]).to_csv(tmp_path / "weak.csv", index=False)
+    words = ["--list", tmp_path / "weak.csv", "--checkpoint", net, "--image-labels", "--out", tmp_path / "m"]
+    masks(*words, "--scales", "0.5", "1", "--flip", root=tmp_path)
+    present, network = image_labels(frame, 4, path), load_network(net)[0].eval()
+    for i, row in enumerate(frame.itertuples()):
+        found = read_mask(tmp_path / f"m/{i}.png", 4)
+        assert set(np.unique(found)) <= set(map(int, row.label.split()))
+        maps = []
+        for size in (16, 32):
+            image = torch.from_numpy(resized(tmp_path / row.img, size))[None].permute(0, 3, 1, 2)
+            held = torch.from_numpy(present[i : i + 1])
+            with torch.inference_mode():
+                both = to_probability(network(image), held), to_probability(network(image.flip(3)).flip(3), held)
+            maps.append(torch.nn.functional.interpolate(sum(both) / 2, (32, 32), mode="bilinear"))
+        whole = predict_mask.to_mask((sum(maps) / 2)[0].numpy(), found.shape)
+        assert (whole == found).mean() > 0.999
+
+
+def resized(path, size):
+    return resize_image(read_image(path), size)
+
+
+def test_true_masks_stand_before_written_ones(tmp_path, capsys):
+    net, path = checkpoint(tmp_path / "run/best.pt", classes=3), make_list(tmp_path, 3)
+    frame = read_list(path).drop(columns="line")
+    frame[:1].to_csv(tmp_path / "strong.csv", index=False)
+    frame[1:].drop(columns="filename").to_csv(tmp_path / "weak.csv", index=False)
+    words = ["--list", tmp_path / "weak.csv", "--checkpoint", net, "--image-labels", "--out", tmp_path / "m"]
+    masks(*words, "--true-masks", tmp_path / "strong.csv", root=tmp_path)
+    joined = read_list(tmp_path / "m_with_true.csv")
+    assert joined.img.tolist() == frame.img.tolist() and joined.pseudo.tolist() == ["0", "1", "1", "1"]
+    assert joined.filename.tolist() == [frame.filename[0], "m/1.png", "m/2.png", "m/3.png"]
+    written = (tmp_path / "m/1.png").stat().st_mtime_ns
+    masks(*words, "--true-masks", tmp_path / "strong.csv", root=tmp_path)
+    assert "already" in capsys.readouterr().out and (tmp_path / "m/1.png").stat().st_mtime_ns == written
+    pd.read_csv(tmp_path / "weak.csv").assign(label="0").to_csv(tmp_path / "weak.csv", index=False)
+    masks(*words, "--true-masks", tmp_path / "strong.csv", root=tmp_path)  # other labels, other masks
+    assert not read_mask(tmp_path / "m/1.png", 3).any()
+    with pytest.raises(InputError, match=r"weak\.csv: 1 bad row: line 3: list/2\.png has a mask there"):
+        frame[2:3].to_csv(tmp_path / "strong.csv", index=False)
+        masks(*words, "--true-masks", tmp_path / "strong.csv", root=tmp_path)
+
+
+MISTAKES = {
+    "class": ("img,label\nlist/0.png,0 3\n", "line 2: label 0 3"),
+    "empty": ("img,label\nlist/0.png,0\nlist/1.png,\n", "line 3: empty cell"),
+    "column": ("img\nlist/0.png\n", "no column `label`"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_bad_labels_are_named_before_a_mask_is_written(mistake, tmp_path):
+    text, said = MISTAKES[mistake]
+    net, _ = checkpoint(tmp_path / "run/best.pt", classes=3), make_list(tmp_path, 3)
+    (tmp_path / "weak.csv").write_text(text)
+    words = ["--list", tmp_path / "weak.csv", "--checkpoint", net, "--image-labels", "--out", tmp_path / "m"]
+    with pytest.raises(InputError, match=said):
+        masks(*words, root=tmp_path)
+    assert not (tmp_path / "m").exists()
+
+
+def test_predict_keeps_to_the_classes_of_a_list_and_notices_other_ones(tmp_path):
+    net, path = checkpoint(tmp_path / "run/best.pt", classes=3), make_list(tmp_path, 3)
+    frame = read_list(path).drop(columns="line")
+    for label in ("1", "0 2"):
+        frame.assign(label=label).to_csv(path, index=False)
+        run(net, path, "--data-root", tmp_path, "--image-labels", "--out", tmp_path / "out")
+        found = {int(v) for i in range(4) for v in np.unique(read_mask(tmp_path / f"out/{i}.png", 3))}
+        assert found == set(map(int, label.split()))
+    with pytest.raises(InputError, match=r"--image-labels: .*a\.png is no list"):
+        run(net, photograph(tmp_path / "a.png"), "--image-labels", "--out", tmp_path / "out")
+
+
+def test_either_network_of_two_can_be_used(tmp_path):
+    first, second = (checkpoint(tmp_path / f"{seed}/best.pt", classes=3, seed=seed) for seed in range(2))
+    states = [read_checkpoint(path) for path in (first, second)]
+    both = {"models": [s["models"][0] for s in states], "nets": [s["nets"][0] for s in states], "net": 1, "side": 40}
+    write_checkpoint(tmp_path / "both.pt", both)
+    path = make_list(tmp_path, 3)
+    words = ["--list", path, "--data-root", tmp_path]
+    for flags, alone in (([], second), (["--net", "0"], first), (["--net", "1"], second)):
+        found = scores(tmp_path, tmp_path / "both.pt", *words, *flags)
+        assert found["confusion"] == scores(tmp_path, alone, *words)["confusion"]
+        out = tmp_path / f"m{len(flags)}{alone.parent.name}"
+        masks("--list", path, "--checkpoint", tmp_path / "both.pt", "--out", out, *flags, root=tmp_path)
+        pred = expected(alone, tmp_path / "list/0.png", mode="resize").argmax(0)
+        assert (read_mask(out / "0.png", 3) == pred).mean() > 0.999
+    with pytest.raises(InputError, match=r"--net 2: .*both\.pt has 2, counted from 0"):
+        scores(tmp_path, tmp_path / "both.pt", *words, "--net", "2")
+
+
+def test_like_training_tests_with_the_classes_of_masks_where_the_run_did(tmp_path):
+    """A network that says class 1 before 2 before 0, everywhere."""
+    net, path = checkpoint(tmp_path / "run/best.pt", classes=3, size=16), make_list(tmp_path, 3)
+    state = read_checkpoint(net)
+    state["nets"][0]["net.head.weight"].zero_()
+    state["nets"][0]["net.head.bias"].copy_(torch.tensor([0.0, 9.0, 5.0]))
+    write_checkpoint(net, state)
+    frame = read_list(path)
+    drawn = [read_mask(tmp_path / name, 3) for name in frame.filename]
+    for i, mask in enumerate(drawn):
+        mask[(mask == 1) & (i % 2 == 0)] = 0
+        write_mask(tmp_path / frame.filename[i], mask, 3)
+    shown = [resize_mask(mask, 16) for mask in drawn]
+    known = sum((mask != 255).sum() for mask in shown)
+    for flags, says in (({"weak_csv": "weak.csv"}, (2, 1, 2, 1)), ({}, (1, 1, 1, 1))):
+        (tmp_path / "run/args.json").write_text(json.dumps({"batch_size": 4, "size": 16, "classes": 3} | flags))
+        found = scores(tmp_path, net, "--list", path, "--data-root", tmp_path, "--like-training")
+        right = sum((mask == says[i]).sum() for i, mask in enumerate(shown))
+        assert found["scores"]["accuracy"] == pytest.approx(right / known)
+
+
+# dense CRF
+
+
+class Recorder:
+    """Stands in for the library: notes what it is told, and gives back the probabilities behind the unary energies."""
+
+    calls: ClassVar = []
+
+    def __init__(self, width, height, labels):
+        self.calls[:] = [("size", (width, height, labels))]
+
+    def setUnaryEnergy(self, unary):
+        assert unary.dtype == np.float32 and unary.flags.c_contiguous
+        self.unary = unary
+
+    def addPairwiseGaussian(self, **how):
+        self.calls.append(("gaussian", how))
+
+    def addPairwiseBilateral(self, rgbim, **how):
+        assert rgbim.flags.c_contiguous and rgbim.dtype == np.uint8
+        self.calls.append(("bilateral", how | {"image": rgbim.shape}))
+
+    def inference(self, steps):
+        self.calls.append(("steps", steps))
+        return np.exp(-self.unary)
+
+
+@pytest.fixture
+def crf(monkeypatch):
+    package, module = ModuleType("pydensecrf"), ModuleType("pydensecrf.densecrf")
+    module.DenseCRF2D, package.densecrf = Recorder, module
+    monkeypatch.setitem(sys.modules, "pydensecrf", package)
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", module)
+
+
+def test_crf_sees_present_classes_with_the_released_settings(crf):
+    probability = np.random.default_rng(0).dirichlet(np.ones(3), (4, 6)).transpose(2, 0, 1).astype(np.float32)
+    every = np.insert(probability, 1, 0, axis=0)  # of four classes one is not in the image
+    found = refine(every, np.zeros((4, 6, 3), np.uint8)[:, ::-1])
+    assert np.allclose(found, every, atol=1e-5) and not found[1].any()
+    assert Recorder.calls == [
+        ("size", (6, 4, 3)),
+        ("gaussian", {"sxy": 3, "compat": 3}),
+        ("bilateral", {"sxy": 32, "srgb": 13, "compat": 10, "image": (4, 6, 3)}),
+        ("steps", 1),
+    ]
+    binary = refine(probability[:1], np.zeros((4, 6, 3), np.uint8))
+    assert np.allclose(binary, probability[:1], atol=1e-5) and Recorder.calls[0] == ("size", (6, 4, 2))
+    Recorder.calls.clear()
+    alone = np.ones((1, 4, 6), np.float32)
+    assert refine(alone, np.zeros((4, 6, 3), np.uint8)) is alone and not Recorder.calls
+
+
+def test_crf_in_the_tool_and_without_the_library(tmp_path, crf, monkeypatch):
+    net, path = checkpoint(tmp_path / "run/best.pt", classes=3), make_list(tmp_path, 3)
+    words = ["--list", path, "--checkpoint", net, "--crf"]
+    masks(*words, "--out", tmp_path / "m", root=tmp_path)
+    assert Recorder.calls[0] == ("size", (45, 49, 3))
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    monkeypatch.delitem(sys.modules, "pydensecrf.densecrf")
+    with pytest.raises(InputError, match="--crf: the library is missing; pip install pydensecrf2"):
+        masks(*words, "--out", tmp_path / "other", root=tmp_path)
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(InputError, match="pydensecrf2"):
+        dense_crf.check_crf()
+
+
+# run_lpl.sh
+
+
+def dry_run(**env):
+    own = {k: v for k, v in os.environ.items() if k not in ("DATA", "TRAIN", "WEAK", "ONLY", "SEEDS")}
+    env = own | {"DRY_RUN": "1", "PRECISION": "bf16", "SWEEP": "x", "LABELLED": "5"} | env
+    return subprocess.run(["bash", "run_lpl.sh"], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_both_stages_and_both_evaluations():
+    lines = dry_run(ONLY="ce cce cce_pct", SEEDS="0 1", CLASSES="11", TRAIN="t.csv", VALID="v.csv", TEST="e.csv").stdout
+    lines = [line for line in lines.splitlines() if "prepare_data" not in line]
+    tools = [line.split()[1] for line in lines]
+    first = ["utils/predict_mask.py", "evaluate.py"] * 6
+    assert tools == ["train_lpl.py"] * 6 + first + ["train_without_weight.py"] * 6 + ["evaluate.py"] * 6 + [
+        "utils/report.py"
+    ]
+    assert [line.split("--preset ")[1].split()[0] for line in lines[:6]] == ["ce", "cce", "cce_pct"] * 2
+    with_labels = [line for line in lines if "evaluate.py" in line and line.endswith("--image-labels")]
+    assert len(with_labels) == 6 and all("_stage1_" in line for line in with_labels)
+    for line in lines:
+        if "train_without_weight" in line:
+            name = line.split("--name ")[1].split()[0].replace("stage2", "stage1")
+            assert f"--train_csv runs/x/masks/{name}_with_true.csv " in line
+            assert any(f"--out runs/x/masks/{name}" in made for made in lines)
+    assert lines[-1].endswith("--baseline ce_stage2 --out runs/x")
+
+
+def test_a_weak_list_takes_the_place_of_the_rest():
+    lines = dry_run(WEAK="tags.csv", TRAIN="t.csv", VALID="v.csv").stdout.splitlines()
+    weak = [line for line in lines if "train_lpl" in line or "predict_mask" in line]
+    assert len(weak) == 6 and all("--weak_csv tags.csv " in line or "--list tags.csv " in line for line in weak)
+    assert not any("evaluate.py" in line for line in lines) and "supervised" in lines[-1]  # no test list
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [({"ONLY": "lpl"}, "no row lpl; rows are supervised ce cce cce_pct all_masks"), ({"EPOCHS": "x"}, "EPOCHS=x")],
+)
+def test_mistakes_in_the_settings(env, said):
+    done = dry_run(**env)
+    assert done.returncode == 2 and said in done.stderr
+
+
+@pytest.mark.slow
+def test_a_real_sweep(tmp_path):
+    make_list(tmp_path, 3, count=8)
+    env = {
+        "TRAIN": "list.csv",
+        "VALID": "valid.csv",
+        "TEST": "test.csv",
+        "CLASSES": "3",
+        "LABELLED": "2",
+        "EPOCHS": "1",
+    }
+    for name in ("valid", "test"):
+        make_list(tmp_path, 3, count=2, name=name)
+    env |= {
+        "EPOCHS": "1",
+        "SIZE": "32",
+        "BATCH": "2",
+        "ONLY": "cce_pct",
+        "PYTHON": sys.executable,
+        "SWEEP": f"lpl-{os.getpid()}",
+    }
+    env |= {"DATA_ROOT": str(tmp_path), "PRECISION": "fp32", "OMP_NUM_THREADS": "1"}
+    env |= {name: str(tmp_path / env[name]) for name in ("TRAIN", "VALID", "TEST")}
+    for name in ("run_lpl.sh", "setup.sh", "requirements.txt", "evaluate.py"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    for path in (*ROOT.glob("train_*.py"), ROOT / "utils"):
+        (tmp_path / path.name).symlink_to(path)
+    done = subprocess.run(
+        ["bash", "run_lpl.sh"], cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = tmp_path / "runs" / env["SWEEP"]
+    table = (sweep / "table.md").read_text()
+    assert "| cce_pct_stage1 |" in table and "| cce_pct_stage2 |" in table
+    for stage, labels in (("stage1", True), ("stage2", False)):
+        assert json.loads((sweep / f"labelled2/cce_pct_{stage}_s0/scores.json").read_text())["image_labels"] is labels
