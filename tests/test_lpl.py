@@ -134,6 +134,15 @@ def test_large_logits_and_images_without_annotation_stay_finite(dtype):
     assert not segmentation_loss(logits[1:], mask[1:], present[1:], THEIRS)
 
 
+def test_void_pixels_do_not_spoil_the_gradient_of_the_released_form():
+    logits = torch.tensor([500.0, 0.0, 1.0]).view(1, 3, 1, 1).repeat(1, 1, 1, 2).requires_grad_()
+    mask, present = torch.tensor([[[255, 1]]], dtype=torch.uint8), torch.tensor([[False, True, True]])
+    loss = segmentation_loss(logits, mask, present, THEIRS)
+    assert loss.item() == pytest.approx(math.log1p(math.e), abs=1e-4)
+    grad = gradient(loss, logits)
+    assert grad.isfinite().all() and not grad[..., 0].any() and grad[..., 1].any()
+
+
 def test_released_form_is_bounded_and_near_the_exact_one():
     torch.manual_seed(2)
     logits, mask = 4 * torch.randn(4, 5, 16, 16), torch.randint(0, 5, (4, 16, 16), dtype=torch.uint8)

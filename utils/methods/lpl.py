@@ -52,7 +52,8 @@ def released_pixels(logits: Tensor, mask: Tensor, present: Tensor) -> Tensor:
     logits, void = as_classes(logits), mask == IGNORE
     total = torch.logaddexp(restrict(logits, present).logsumexp(1), logits.new_full((), math.log(EPS)))
     own = logits.gather(1, mask.masked_fill(void, 0).long()[:, None])[:, 0]
-    return -((own - total).exp() + EPS).log().masked_fill(void, 0.0)
+    # void pixels are left out before exp, whose infinity would spoil a gradient of 0
+    return -((own - total).masked_fill(void, 0.0).exp() + EPS).log().masked_fill(void, 0.0)
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor, present: Tensor, args) -> Tensor:
