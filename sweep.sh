@@ -121,14 +121,14 @@ plan() { # before anything runs: what the whole sweep will run, from the command
   while read -r line; do
     [[ $line == *train_*.py* ]] || continue
     name="" epochs=0 list="" nets=1 folder=runs
-    [[ $line != *_decoupling.py* && $line != *_co_teaching* ]] || nets=2
+    [[ $line != *_decoupling.py* && $line != *_co_teaching* && $line != *"--preset cce_pct"* ]] || nets=2
     read -ra words <<<"$line"
     for ((word = 0; word < ${#words[@]}; word++)); do
       case ${words[word]} in
         --run_dir) folder=${words[word + 1]} ;;
         --name) name=${words[word + 1]} ;;
         --epochs) epochs=${words[word + 1]} ;;
-        --train_csv | --unlabelled_csv) list=${words[word + 1]} ;; # the longer one comes second
+        --train_csv | --unlabelled_csv | --weak_csv) list=${words[word + 1]} ;; # the longer one comes second
       esac
     done
     PLAN+=("$folder/$name $epochs $nets $list")

@@ -262,7 +262,7 @@ def test_crf_in_the_tool_and_without_the_library(tmp_path, crf, monkeypatch):
 
 
 def dry_run(**env):
-    own = {k: v for k, v in os.environ.items() if k not in ("DATA", "TRAIN", "WEAK", "ONLY", "SEEDS")}
+    own = {k: v for k, v in os.environ.items() if k not in ("DATA", "TRAIN", "TEST", "WEAK", "ONLY", "SEEDS")}
     env = own | {"DRY_RUN": "1", "PRECISION": "bf16", "SWEEP": "x", "LABELLED": "5"} | env
     return subprocess.run(["bash", "run_lpl.sh"], cwd=ROOT, env=env, capture_output=True, text=True)
 
@@ -271,10 +271,8 @@ def test_both_stages_and_both_evaluations():
     lines = dry_run(ONLY="ce cce cce_pct", SEEDS="0 1", CLASSES="11", TRAIN="t.csv", VALID="v.csv", TEST="e.csv").stdout
     lines = [line for line in lines.splitlines() if "prepare_data" not in line]
     tools = [line.split()[1] for line in lines]
-    first = ["utils/predict_mask.py", "evaluate.py"] * 6
-    assert tools == ["train_lpl.py"] * 6 + first + ["train_without_weight.py"] * 6 + ["evaluate.py"] * 6 + [
-        "utils/report.py"
-    ]
+    second = ["utils/predict_mask.py", "evaluate.py", "train_without_weight.py"] * 6
+    assert tools == ["train_lpl.py"] * 6 + second + ["evaluate.py"] * 6 + ["utils/report.py"]
     assert [line.split("--preset ")[1].split()[0] for line in lines[:6]] == ["ce", "cce", "cce_pct"] * 2
     with_labels = [line for line in lines if "evaluate.py" in line and line.endswith("--image-labels")]
     assert len(with_labels) == 6 and all("_stage1_" in line for line in with_labels)
@@ -316,16 +314,15 @@ def test_a_real_sweep(tmp_path):
     for name in ("valid", "test"):
         make_list(tmp_path, 3, count=2, name=name)
     env |= {
-        "EPOCHS": "1",
         "SIZE": "32",
         "BATCH": "2",
         "ONLY": "cce_pct",
         "PYTHON": sys.executable,
-        "SWEEP": f"lpl-{os.getpid()}",
+        "SWEEP": "x",
     }
     env |= {"DATA_ROOT": str(tmp_path), "PRECISION": "fp32", "OMP_NUM_THREADS": "1"}
     env |= {name: str(tmp_path / env[name]) for name in ("TRAIN", "VALID", "TEST")}
-    for name in ("run_lpl.sh", "setup.sh", "requirements.txt", "evaluate.py"):
+    for name in ("run_lpl.sh", "setup.sh", "sweep.sh", "requirements.txt", "evaluate.py"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     for path in (*ROOT.glob("train_*.py"), ROOT / "utils"):
         (tmp_path / path.name).symlink_to(path)
