@@ -15,7 +15,7 @@
 #   LABELLED="46 1/8" (images, or shares of the list)   SEEDS="0 1 2"   ONLY="ce cce_pct" (of the ROWS below)
 #   EPOCHS (passes over the weak images)  EPOCHS2 (of stage 2, over all)  SIZE  BATCH  BATCH2  LR  OPTIMIZER  ARCH  ENCODER
 #   ENCODER_WEIGHTS  PRECISION  AUGMENT  SCALES="0.75 1 1.25" (of masks and tests, with mirrored images)  CRF=1 (of masks)
-#   POWER (exponent of the image weight)  SELECT=best|last  NPROC (processes a run)  JOBS (runs at a time)
+#   WIDTH (of PlainUNet)  POWER (exponent of the image weight)  SELECT=best|last  NPROC (processes a run)  JOBS (runs at a time)
 #   SWEEP (its name; all it writes is in runs/SWEEP)   DRY_RUN=1 (print the command lines)
 set -euo pipefail
 for name in DATA TRAIN VALID TEST WEAK DATA_ROOT; do # files of the caller's folder

@@ -374,6 +374,35 @@ def test_without_its_teacher_no_student_begins(tmp_path):
     assert not [line for line in lines(folder / "calls") if "train_lad_student" in line]
 
 
+STAGES = {"LABELLED": "4", "SEEDS": "0 1", "ONLY": "ce cce_pct", "SWEEP": "u", "command": ("./run_lpl.sh",)}
+
+
+def test_a_second_stage_needs_its_own_first_stage_only(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    done = sweep(folder, FAIL="--name labelled4/ce_stage1_s0", **STAGES)
+    assert done.returncode == 1 and "labelled4/ce_stage1_s0 FAILED: boom" in done.stdout
+    calls = lines(folder / "calls")
+    assert sum(line.startswith("train_") for line in calls) == 4 + 3 and "utils/report.py" in calls[-1]
+    assert not any("ce_stage2_s0" in line and "cce" not in line for line in calls)
+    assert sum("--image-labels --scales" in line or line.endswith("--image-labels") for line in calls) == 3
+    assert sweep(folder, **STAGES).returncode == 0
+    runs = [line for line in lines(folder / "done") if line.startswith("train_")]
+    assert len(runs) == len(set(runs)) == 8
+
+
+def test_interrupted_stages_go_on(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    how = {key: value for key, value in STAGES.items() if key != "command"}
+    first = start(folder, "./run_lpl.sh", STEP="0.05", **how)
+    until(lambda: any("stage2" in line for line in lines(folder / "work")))
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate(timeout=30)
+    assert first.returncode == 75 and said.splitlines()[-1] == "interrupted; the same command goes on from here"
+    done = sweep(folder, **STAGES)
+    runs = [line for line in lines(folder / "done") if line.startswith("train_")]
+    assert done.returncode == 0 and len(runs) == len(set(runs)) == 8, done.stderr
+
+
 def test_ctrl_c_reaches_everything_once(tmp_path):
     """A terminal sends SIGINT to the whole process group."""
     folder = stand_in(tmp_path / "a")
