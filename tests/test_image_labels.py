@@ -22,7 +22,7 @@ from utils.class_scores import confusion
 from utils.dense_crf import refine
 from utils.errors import InputError
 from utils.images import read_image, read_mask, resize_image, resize_mask, write_mask
-from utils.inference import Plan, Probabilities, in_batches, inputs_of, predict_probability, to_probability
+from utils.inference import Plan, Probabilities, predict_probability, to_probability
 from utils.lists import image_labels, read_list
 
 HOW = [{}, {"scales": (0.5, 1.0), "flip": True}, {"mode": "slide", "size": 0, "window": 24, "flip": True}]
@@ -47,18 +47,10 @@ def masks(*words, root):
 def test_probabilities_of_absent_classes_are_0_however_large_their_logits(how):
     image, present = np.zeros((40, 30, 3), np.uint8), np.array([True, True, False])
     plan = Plan(**({"size": 16} | how))
-    works = [Work(image, plan, present)]
-    for _, bands in in_batches(Probabilities([Fixed(1.0, 2.0, 500.0)]).eval(), works, plan):
-        for _, band in bands:
-            assert np.allclose(band[0], 1 / (1 + np.e), atol=1e-6) and not band[2].any()
-    assert predict_probability(Probabilities([Fixed(1.0, 2.0, 500.0)]).eval(), image, plan)[2].min() > 0.999
-
-
-class Work:
-    def __init__(self, image, plan, present):
-        slides = plan.slides(image.shape[:2])
-        self.shape, self.present = image.shape[:2], present
-        self.image, self.inputs = (image, None) if slides else (None, inputs_of(image, plan))
+    net = Probabilities([Fixed(1.0, 2.0, 500.0)]).eval()
+    found = predict_probability(net, image, plan, present)
+    assert np.allclose(found[0], 1 / (1 + np.e), atol=1e-6) and not found[2].any()
+    assert predict_probability(net, image, plan)[2].min() > 0.999
 
 
 def test_binary_masks_keep_to_their_classes_too(tmp_path):

@@ -53,10 +53,10 @@ def run(*words):
     predict.main(parse(predict.Args, [*map(str, words), "--cpu"]))
 
 
-def expected(path, image, **plan):
+def expected(path, image, present=None, **plan):
     net, state = load_network(path)
     plan = {"size": state["model"]["size"], "side": state["side"]} | plan
-    return predict_probability(Probabilities([net]).eval(), read_image(image), Plan(**plan))
+    return predict_probability(Probabilities([net]).eval(), read_image(image), Plan(**plan), present)
 
 
 def test_masks_overlays_and_probabilities_of_files_and_folders(tmp_path, capsys):

@@ -80,12 +80,16 @@ class Plan:
         return self.size / self.side if self.size and self.side else 1.0
 
 
-def predict_probability(net: nn.Module, image: np.ndarray, plan: Plan) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (C, H, W) float32 probabilities in [0, 1], by a `Probabilities` on any device."""
+def predict_probability(net: nn.Module, image: np.ndarray, plan: Plan, present: np.ndarray | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (C, H, W) float32 probabilities in [0, 1], by a `Probabilities` on any device.
+
+    `present` (C,) bool, of binary masks (2,): the classes that the image holds; those of others are 0.
+    """
     if plan.slides(image.shape[:2]):
-        bands = slide(net, image, plan)
+        bands = slide(net, image, plan, present)
     else:
-        bands = enlarged_bands(predict_whole(net, [inputs_of(image, plan)], plan)[0], image.shape[:2])
+        held = None if present is None else present[None]
+        bands = enlarged_bands(predict_whole(net, [inputs_of(image, plan)], plan, held)[0], image.shape[:2])
     whole = None
     for top, band in bands:
         if whole is None:
@@ -235,11 +239,11 @@ def _run(net, tiles, plan, present=None) -> Tensor:
     for start in range(0, len(tiles), plan.batch_size):
         some = slice(start, start + plan.batch_size)
         image = torch.from_numpy(np.stack(tiles[some])).to(device).permute(0, 3, 1, 2)
-        held = None if present is None else torch.from_numpy(present[some]).to(device)
+        held = [] if present is None else [torch.from_numpy(present[some]).to(device)]
         with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
-            out = net(image, held)
+            out = net(image, *held)
             if plan.flip:
-                out = (out + net(image.flip(3), held).flip(3)) / 2
+                out = (out + net(image.flip(3), *held).flip(3)) / 2
         found.append(out)
     return torch.cat(found)
 
