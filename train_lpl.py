@@ -5,7 +5,7 @@ Paper    Wang et al., "Learning pseudo labels for semi-and-weakly supervised sem
          (over all classes). --preset released: numbers and arithmetic of the released code.
 Run      python train_lpl.py --train_csv STRONG.csv --weak_csv WEAK.csv --valid_csv VALID.csv --test_csv TEST.csv
              --classes C --name lpl
-         The network needs the classes of an image, in validation and test those of its mask; test_plain_... is without.
+         The networks need the classes of an image: in validation and test those of its mask; test_no_label_... none.
          Stage 2: utils/predict_mask.py --image-labels writes masks for WEAK.csv, train_without_weight.py learns them.
 2 GPUs   torchrun --standalone --nproc_per_node=2 train_lpl.py ... (same flags)
 Results  benchmarks/lpl.md
@@ -93,7 +93,7 @@ def main(args: Args) -> None:
         better = int(cross and scores[1]["score"] > scores[0]["score"])
         show(run, epoch, nets[better], train.dataset, stats, labels=True)
         checkpoint.save(epoch, scores[better]["score"], net=better)
-    test_once(run, checkpoint, test, {"test": with_labels, "test_plain": plain})
+    test_once(run, checkpoint, test, {"test": with_labels, "test_no_label": plain})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ ORDER = ("teacher", "clean", "no_weight", "teacher_miou", "teacher_bf", "teacher
 ORDER += ("kd_miou", "kd_bf", "kd_bm", "kd_pixel")
 # they saw what no row of the comparison does: clean masks, trusted ones, all of them, or the label of a test image
 BOUNDS = ("clean", "teacher", "all_masks", "lad_teacher")
+BOUNDS += ("ce_stage1", "cce_stage1", "cce_pct_stage1")  # or its image-level classes
 INTERRUPTED = {75, 129, 130, 143}  # exit codes of a run that saved, or that a signal ended: it goes on
 STATES = ("finished", "trained", "running", "unfinished", "failed", "never started")
 
