@@ -118,17 +118,18 @@ MISTAKES = {
     "class": ("img,label\nlist/0.png,0 3\n", "line 2: label 0 3"),
     "empty": ("img,label\nlist/0.png,0\nlist/1.png,\n", "line 3: empty cell"),
     "column": ("img\nlist/0.png\n", "no column `label`"),
+    "scale": ("img,label\nlist/0.png,0\n", "--scales 1.0 0.0: must lie between", "--scales", "1", "0"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_bad_labels_are_named_before_a_mask_is_written(mistake, tmp_path):
-    text, said = MISTAKES[mistake]
+def test_mistakes_are_named_before_a_mask_is_written(mistake, tmp_path):
+    text, said, *flags = MISTAKES[mistake]
     net, _ = checkpoint(tmp_path / "run/best.pt", classes=3), make_list(tmp_path, 3)
     (tmp_path / "weak.csv").write_text(text)
     words = ["--list", tmp_path / "weak.csv", "--checkpoint", net, "--image-labels", "--out", tmp_path / "m"]
     with pytest.raises(InputError, match=said):
-        masks(*words, root=tmp_path)
+        masks(*words, *flags, root=tmp_path)
     assert not (tmp_path / "m").exists()
 
 

@@ -31,10 +31,15 @@ def check_plan(args: PlanArgs) -> None:
         raise InputError("--size must be 0 or more, or -1 for that of training; --window must be 0 or more")
     if not 0 <= args.overlap <= 0.95:
         raise InputError(f"--overlap {args.overlap}: must lie between 0 and 0.95")
-    if not all(0.05 <= scale <= 20 for scale in args.scales):
-        raise InputError(f"--scales {' '.join(map(str, args.scales))}: must lie between 0.05 and 20")
+    check_scales(args.scales)
     if args.batch_size < 1:
         raise InputError(f"--batch-size {args.batch_size}: must be 1 or more")
+
+
+def check_scales(scales: list[float]) -> None:
+    """Raise InputError for a scale at which no image can be run."""
+    if not all(0.05 <= scale <= 20 for scale in scales):
+        raise InputError(f"--scales {' '.join(map(str, scales))}: must lie between 0.05 and 20")
 
 
 def plan_of(states: list[dict], args: PlanArgs) -> Plan:

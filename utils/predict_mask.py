@@ -29,6 +29,7 @@ from utils.images import IGNORE, check_sizes, read_image, read_mask, write_mask,
 from utils.inference import enlarge, to_mask
 from utils.lists import from_root, image_labels, read_list, unique_stems, write_list
 from utils.logs import read_record, replace_text
+from utils.plans import check_scales
 from utils.sources import digest
 from utils.store import key_of, stamp_files
 from utils.teachers import load_teachers, probabilities
@@ -62,6 +63,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Predict, or do nothing where the same masks are there already."""
+    check_scales(args.scales)
     need = ("img",) + ("filename",) * args.support + ("label",) * args.image_labels
     frame, lists = read_list(args.list, need), {}
     stems, out = unique_stems(frame, args.list), Path(args.out)
