@@ -400,6 +400,14 @@ def test_mistakes_are_one_line(flags, said, tiny, tmp_path):
         launch(SCRIPT, tiny, tmp_path, "run", *flags)
 
 
+def test_another_content_of_the_weak_list_is_refused(tiny, tmp_path):
+    lists = weak_list(tiny, "changed.csv", {})
+    launch(SCRIPT, tiny, tmp_path, "run", *lists, "--preset", "ce", "--epochs", "1")
+    weak_list(tiny, "changed.csv", {3: "0 1"})
+    with pytest.raises(InputError, match="another content of --weak_csv"):
+        launch(SCRIPT, tiny, tmp_path, "run", *lists, "--preset", "ce", "--epochs", "1")
+
+
 def test_what_makes_weak_images_useless_is_said(tiny, tmp_path, capsys):
     lists = weak_list(tiny, "no0.csv", dict.fromkeys(range(13), "1 3"))
     launch(SCRIPT, tiny, tmp_path, "run", *lists, "--classes", "4")
