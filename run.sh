@@ -47,7 +47,7 @@ if [ "$CLASSES" -gt 1 ]; then
 fi
 # teachers are scored at full size with 2 pixels of tolerance; the student at SIZE, where that is less (published: 321)
 STUDENT_THETA=${STUDENT_THETA:-$((SIZE >= 241 ? 5 : 3))}
-[[ " $NOISE " =~ ^(\ +(0|[1-9][0-9]?|100))+\ +$ ]] || fail "NOISE=$NOISE: percentages from 0 to 100, separated by blanks"
+noise_levels
 several_seeds
 case $TEACHER in trusted|folds) ;; *) fail "TEACHER=$TEACHER: trusted or folds" ;; esac
 case $VALID in trusted|noisy|folds) ;; *) fail "VALID=$VALID: trusted or noisy" ;; esac

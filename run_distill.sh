@@ -22,37 +22,15 @@ cd "$(dirname "$0")"
 . ./sweep.sh
 
 MODE=lessons
-ROWS="baseline kl cwd dist cirkd lad" MORE_ROWS="skd ifvd at cwd_feature" ONLY=${ONLY:-} SEEDS=${SEEDS:-0} DRY_RUN=${DRY_RUN:-}
-CLASSES=${CLASSES:-1} NOISE=${NOISE:-0 60} KINDS=${KINDS:-polygon} SEVERITY=${SEVERITY:-0.7} TEST=${TEST:-}
-SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-10} TEACHER_EPOCHS=${TEACHER_EPOCHS:-$((2 * EPOCHS))} BATCH=${BATCH:-8} LR=${LR:-1e-3}
-OPTIMIZER=${OPTIMIZER:-adamw} ARCH=${ARCH:-Unet} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none}
-TEACHER_ARCH=${TEACHER_ARCH:-$ARCH} TEACHER_ENCODER=${TEACHER_ENCODER:-$ENCODER} WIDTH=${WIDTH:-64}
-AUGMENT=${AUGMENT:-flip} SELECT=${SELECT:-best} NPROC=${NPROC:-1} STRIDE=${STRIDE:-8} SLOTS=${SLOTS:-2000}
-whole EPOCHS TEACHER_EPOCHS SIZE BATCH NPROC CLASSES WIDTH STRIDE SLOTS ${JOBS:+JOBS}
-several_seeds
-[[ " $NOISE " =~ ^(\ +(0|[1-9][0-9]?|100))+\ +$ ]] || fail "NOISE=$NOISE: percentages from 0 to 100, separated by blanks"
+ROWS="baseline kl cwd dist cirkd lad" MORE_ROWS="skd ifvd at cwd_feature" AUGMENT=${AUGMENT:-flip}
+NOISE=${NOISE:-0 60} KINDS=${KINDS:-polygon} SEVERITY=${SEVERITY:-0.7} STRIDE=${STRIDE:-8} SLOTS=${SLOTS:-2000}
+usual
+TEACHER_EPOCHS=${TEACHER_EPOCHS:-$((2 * EPOCHS))} TEACHER_ARCH=${TEACHER_ARCH:-$ARCH} TEACHER_ENCODER=${TEACHER_ENCODER:-$ENCODER}
+whole TEACHER_EPOCHS STRIDE SLOTS
+noise_levels
 [[ $SEVERITY =~ ^0?\.[0-9]+$ ]] || fail "SEVERITY=$SEVERITY: an IoU such as 0.8"
-for name in $ONLY; do [[ " $ROWS $MORE_ROWS " == *" $name "* ]] || fail "ONLY=$ONLY: no row $name; rows are $ROWS $MORE_ROWS"; done
-if [ -n "${TRAIN:-}" ]; then
-  [ -n "${VALID:-}" ] || fail "TRAIN=$TRAIN: name a validation list too, VALID=list.csv"
-  [ -z "${DATA:-}" ] || fail "DATA and TRAIN: name one of them"
-  SET=$(basename "$TRAIN" .csv)
-else
-  find_data
-fi
-SWEEP=${SWEEP:-distill-$SET-$TEACHER_ARCH-$TEACHER_ENCODER-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep} LOGS=runs/${SWEEP}
-machine
-claim
-
-LISTS=$LOGS/lists
-if [ -z "${TRAIN:-}" ]; then
-  if [ -z "${DATA:-}" ]; then draw_demo; fi
-  stage utils/prepare_data.py "${SOURCE[@]}" --out "$LISTS"
-  TRAIN=$LISTS/train.csv VALID=$LISTS/valid.csv TEST=${TEST:-$LISTS/test.csv}
-fi
-SAME=(--valid_csv "$VALID" --test_csv "$TEST" --classes "$CLASSES" --size "$SIZE" --width "$WIDTH"
-  --encoder-weights "$ENCODER_WEIGHTS" --optimizer "$OPTIMIZER" --learning-rate "$LR" --weight-decay 1e-2 --scheduler cosine
-  --batch-size "$BATCH" --augment "$AUGMENT" --select "$SELECT" --precision "$PRECISION" --run_dir "$LOGS")
+begin "distill-$SET-$TEACHER_ARCH-$TEACHER_ENCODER-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep"
+SAME+=(--batch-size "$BATCH" --scheduler cosine)
 row() { # row, noise, seed, training list, root of its paths: one student
   local name=noise$2/$1_s$3 teacher=teacher
   wanted "$1" || return 0

@@ -27,46 +27,14 @@ cd "$(dirname "$0")"
 
 MODE=ladder
 ROWS="supervised ce cce cce_pct all_masks"
-ONLY=${ONLY:-} LABELLED=${LABELLED:-1/16 1/8} SEEDS=${SEEDS:-0} CLASSES=${CLASSES:-1} DRY_RUN=${DRY_RUN:-}
-SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-10} EPOCHS2=${EPOCHS2:-$EPOCHS} BATCH=${BATCH:-8} BATCH2=${BATCH2:-$((2 * BATCH))}
-LR=${LR:-1e-3} OPTIMIZER=${OPTIMIZER:-adamw} POWER=${POWER:-8} SCALES=${SCALES:-0.75 1 1.25} CRF=${CRF:-}
-ARCH=${ARCH:-DeepLabV3Plus} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none} AUGMENT=${AUGMENT:-crop}
-NPROC=${NPROC:-1} SELECT=${SELECT:-best} TEST=${TEST:-} WEAK=${WEAK:-} WIDTH=${WIDTH:-64}
-whole EPOCHS EPOCHS2 SIZE BATCH BATCH2 NPROC CLASSES WIDTH ${JOBS:+JOBS}
-[[ " $LABELLED " =~ ^(\ +[1-9][0-9]*(/[1-9][0-9]*)?)+\ +$ ]] || fail "LABELLED=$LABELLED: numbers or shares such as 1/16"
-several_seeds
-for name in $ONLY; do [[ " $ROWS " == *" $name "* ]] || fail "ONLY=$ONLY: no row $name; rows are $ROWS"; done
-if [ -n "${TRAIN:-}" ]; then
-  [ -n "${VALID:-}" ] || fail "TRAIN=$TRAIN: name a validation list too, VALID=list.csv"
-  [ -z "${DATA:-}" ] || fail "DATA and TRAIN: name one of them"
-  SET=$(basename "$TRAIN" .csv)
-else
-  find_data
-fi
-SWEEP=${SWEEP:-lpl-$SET-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep} LOGS=runs/${SWEEP}
-
-machine
-claim
-
-LISTS=$LOGS/lists
-if [ -z "${TRAIN:-}" ]; then
-  if [ -z "${DATA:-}" ]; then draw_demo; fi
-  stage utils/prepare_data.py "${SOURCE[@]}" --out "$LISTS"
-  TRAIN=$LISTS/train.csv VALID=$LISTS/valid.csv TEST=${TEST:-$LISTS/test.csv}
-fi
-COUNTS=""
-for share in $LABELLED; do
-  if [[ $share == */* ]]; then
-    [ -f "$TRAIN" ] || fail "LABELLED=$share: a share needs the list, which DRY_RUN does not write; give numbers"
-    images=$(($(grep -c . "$TRAIN") - 1))
-    share=$(((images * ${share%/*} + ${share#*/} - 1) / ${share#*/}))
-  fi
-  COUNTS+=" $share"
-done
+ARCH=${ARCH:-DeepLabV3Plus} AUGMENT=${AUGMENT:-crop} POWER=${POWER:-8} SCALES=${SCALES:-0.75 1 1.25} CRF=${CRF:-} WEAK=${WEAK:-}
+usual
+EPOCHS2=${EPOCHS2:-$EPOCHS} BATCH2=${BATCH2:-$((2 * BATCH))}
+whole EPOCHS2 BATCH2
+begin "lpl-$SET-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep"
+count_masks
 ROOT=${DATA_ROOT:-.} TESTED=$LISTS/test_labels.csv LOOKS=(--scales $SCALES --flip)
-SAME=(--valid_csv "$VALID" --test_csv "$TEST" --data_root "$ROOT" --classes "$CLASSES" --size "$SIZE" --arch "$ARCH"
-  --width "$WIDTH" --encoder "$ENCODER" --encoder-weights "$ENCODER_WEIGHTS" --optimizer "$OPTIMIZER" --learning-rate "$LR"
-  --weight-decay 1e-2 --scheduler poly --augment "$AUGMENT" --select "$SELECT" --precision "$PRECISION" --run_dir "$LOGS")
+SAME+=(--data_root "$ROOT" --arch "$ARCH" --encoder "$ENCODER" --scheduler poly)
 each() { # function: calls it with every row that is wanted, seed and number of masks
   local row seed count
   for seed in $SEEDS; do

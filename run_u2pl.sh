@@ -24,48 +24,15 @@ cd "$(dirname "$0")"
 
 MODE=ladder
 ROWS="supervised mean_teacher cutmix u2pl_no_contrast u2pl fixmatch unimatch all_masks"
-ONLY=${ONLY:-} LABELLED=${LABELLED:-1/16 1/8} SEEDS=${SEEDS:-0} CLASSES=${CLASSES:-1} DRY_RUN=${DRY_RUN:-}
-SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-10} BATCH=${BATCH:-8} LR=${LR:-1e-3} OPTIMIZER=${OPTIMIZER:-adamw} WARM=${WARM:-1}
-ARCH=${ARCH:-Unet} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none} AUGMENT=${AUGMENT:-crop}
-NPROC=${NPROC:-1} SELECT=${SELECT:-best} TEST=${TEST:-} KEYS=${KEYS:-$((SIZE >= 256 ? 512 : 128))}
-BANK=${BANK:-$((SIZE >= 256 ? 30000 : 3000))} FEATURES=${FEATURES:-256} WIDTH=${WIDTH:-64} UNSUP=${UNSUP:-1}
-whole EPOCHS SIZE BATCH NPROC CLASSES KEYS BANK FEATURES WIDTH ${JOBS:+JOBS}
+AUGMENT=${AUGMENT:-crop} WARM=${WARM:-1} UNSUP=${UNSUP:-1} FEATURES=${FEATURES:-256}
+usual
+KEYS=${KEYS:-$((SIZE >= 256 ? 512 : 128))} BANK=${BANK:-$((SIZE >= 256 ? 30000 : 3000))}
+whole KEYS BANK FEATURES
 [[ $UNSUP =~ ^([0-9]+|[0-9]*\.[0-9]+)$ ]] || fail "UNSUP=$UNSUP: a number such as 0.3"
 [[ $WARM =~ ^[0-9]+$ ]] || fail "WARM=$WARM: a whole number"
-[[ " $LABELLED " =~ ^(\ +[1-9][0-9]*(/[1-9][0-9]*)?)+\ +$ ]] || fail "LABELLED=$LABELLED: numbers or shares such as 1/16"
-several_seeds
-for name in $ONLY; do [[ " $ROWS " == *" $name "* ]] || fail "ONLY=$ONLY: no row $name; rows are $ROWS"; done
-if [ -n "${TRAIN:-}" ]; then
-  [ -n "${VALID:-}" ] || fail "TRAIN=$TRAIN: name a validation list too, VALID=list.csv"
-  [ -z "${DATA:-}" ] || fail "DATA and TRAIN: name one of them"
-  SET=$(basename "$TRAIN" .csv)
-else
-  find_data
-fi
-SWEEP=${SWEEP:-u2pl-$SET-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep} LOGS=runs/${SWEEP}
-
-machine
-claim
-
-LISTS=$LOGS/lists
-if [ -z "${TRAIN:-}" ]; then
-  if [ -z "${DATA:-}" ]; then draw_demo; fi
-  stage utils/prepare_data.py "${SOURCE[@]}" --out "$LISTS"
-  TRAIN=$LISTS/train.csv VALID=$LISTS/valid.csv TEST=${TEST:-$LISTS/test.csv}
-fi
-COUNTS=""
-for share in $LABELLED; do
-  if [[ $share == */* ]]; then
-    [ -f "$TRAIN" ] || fail "LABELLED=$share: a share needs the list, which DRY_RUN does not write; give numbers"
-    images=$(($(grep -c . "$TRAIN") - 1))
-    share=$(((images * ${share%/*} + ${share#*/} - 1) / ${share#*/}))
-  fi
-  COUNTS+=" $share"
-done
-SAME=(--valid_csv "$VALID" --test_csv "$TEST" --data_root "${DATA_ROOT:-.}" --classes "$CLASSES" --size "$SIZE" --arch "$ARCH"
-  --width "$WIDTH" --encoder "$ENCODER" --encoder-weights "$ENCODER_WEIGHTS" --optimizer "$OPTIMIZER" --learning-rate "$LR"
-  --weight-decay 1e-2 --scheduler poly --epochs "$EPOCHS" --batch-size "$BATCH" --augment "$AUGMENT" --select "$SELECT"
-  --precision "$PRECISION" --run_dir "$LOGS")
+begin "u2pl-$SET-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep"
+count_masks
+SAME+=(--data_root "${DATA_ROOT:-.}" --arch "$ARCH" --encoder "$ENCODER" --scheduler poly --epochs "$EPOCHS" --batch-size "$BATCH")
 CONTRAST=(--warm-epochs "$WARM" --bank "$BANK" --bank-first 0 --max-keys "$KEYS" --features "$FEATURES")
 one() { # row, seed, masks: one run of the ladder
   local row=$1 seed=$2 name=labelled$3/$1_s$2 split=$LISTS/seed$2

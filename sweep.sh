@@ -10,6 +10,9 @@ whole() { # names of settings that are whole numbers
   for name in "$@"; do [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "$name=${!name}: a whole number of 1 or more"; done
 }
 several_seeds() { [[ " $SEEDS " =~ ^(\ +[0-9]+)+\ +$ ]] || fail "SEEDS=$SEEDS: numbers separated by blanks"; }
+noise_levels() {
+  [[ " $NOISE " =~ ^(\ +(0|[1-9][0-9]?|100))+\ +$ ]] || fail "NOISE=$NOISE: percentages from 0 to 100, separated by blanks"
+}
 machine() { # sets PY, GPUS, JOBS, PRECISION and LAUNCH, the words before a training script
   if [ -z "$DRY_RUN" ]; then set_up requirements.txt
   elif [ "$MODE" = paper ] || ! find_python requirements.txt; then PY=python PRECISION=${PRECISION:-bf16}; fi
@@ -207,6 +210,53 @@ draw_demo() { # an input of every sweep without DATA: drawn once, also where two
   fi
   stage utils/prepare_data.py demo --out data/demo
   exec 8>&-
+}
+
+# What the sweeps beside run.sh have in common: lists that are given or made, and flags of all of their runs.
+
+usual() { # settings without a value get one; then they are checked. ROWS and MORE_ROWS are the names that ONLY may have
+  ONLY=${ONLY:-} SEEDS=${SEEDS:-0} CLASSES=${CLASSES:-1} DRY_RUN=${DRY_RUN:-} NPROC=${NPROC:-1} SELECT=${SELECT:-best}
+  SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-10} BATCH=${BATCH:-8} LR=${LR:-1e-3} OPTIMIZER=${OPTIMIZER:-adamw} WIDTH=${WIDTH:-64}
+  ARCH=${ARCH:-Unet} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none} TEST=${TEST:-} LABELLED=${LABELLED:-1/16 1/8}
+  whole EPOCHS SIZE BATCH NPROC CLASSES WIDTH ${JOBS:+JOBS}
+  several_seeds
+  [[ " $LABELLED " =~ ^(\ +[1-9][0-9]*(/[1-9][0-9]*)?)+\ +$ ]] || fail "LABELLED=$LABELLED: numbers or shares such as 1/16"
+  local name
+  for name in $ONLY; do
+    [[ " $ROWS ${MORE_ROWS:-} " == *" $name "* ]] || fail "ONLY=$ONLY: no row $name; rows are $ROWS${MORE_ROWS:+ $MORE_ROWS}"
+  done
+  if [ -z "${TRAIN:-}" ]; then
+    find_data
+    return
+  fi
+  [ -n "${VALID:-}" ] || fail "TRAIN=$TRAIN: name a validation list too, VALID=list.csv"
+  [ -z "${DATA:-}" ] || fail "DATA and TRAIN: name one of them"
+  SET=$(basename "$TRAIN" .csv)
+}
+begin() { # name of the sweep: sets LOGS, LISTS, and TRAIN, VALID and TEST if they are not given; SAME, the flags of all runs
+  SWEEP=${SWEEP:-$1} LOGS=runs/$SWEEP LISTS=$LOGS/lists
+  machine
+  claim
+  if [ -z "${TRAIN:-}" ]; then
+    if [ -z "${DATA:-}" ]; then draw_demo; fi
+    stage utils/prepare_data.py "${SOURCE[@]}" --out "$LISTS"
+    TRAIN=$LISTS/train.csv VALID=$LISTS/valid.csv TEST=${TEST:-$LISTS/test.csv}
+  fi
+  SAME=(--valid_csv "$VALID" --test_csv "$TEST" --classes "$CLASSES" --size "$SIZE" --width "$WIDTH"
+    --encoder-weights "$ENCODER_WEIGHTS" --optimizer "$OPTIMIZER" --learning-rate "$LR" --weight-decay 1e-2
+    --augment "$AUGMENT" --select "$SELECT" --precision "$PRECISION" --run_dir "$LOGS")
+}
+count_masks() { # sets COUNTS: how many images of TRAIN keep their masks, of LABELLED, where shares are rounded up
+  local share images
+  COUNTS=""
+  for share in $LABELLED; do
+    if [[ $share == */* ]]; then
+      [ -f "$TRAIN" ] || fail "LABELLED=$share: a share needs the list, which DRY_RUN does not write; give numbers"
+      images=$(($(grep -c . "$TRAIN") - 1))
+      share=$(((images * ${share%/*} + ${share#*/} - 1) / ${share#*/}))
+    fi
+    COUNTS+=" $share"
+  done
 }
 
 go() { # run MODE; then say what failed, or was interrupted, by the exit code too
