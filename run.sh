@@ -13,7 +13,7 @@
 #   SEEDS="0 1 2"  EPOCHS  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  PRECISION  AUGMENT
 #   TEACHER=trusted|folds  TRUSTED=20 or a list of clean masks  TEACHER_EPOCHS  VALID=trusted|noisy  SELECT=best|last  STUDENT_THETA
 #   ONLY="no_weight kd_bf gce" (rows; cleaned gce sce nr_dice t_loss early_correction
-#     spatial_correction run only where it names them)
+#     spatial_correction l2r ieg run only where it names them; the last three use the trusted list in training)
 #   NPROC (torchrun processes a run)  JOBS (runs at a time; each has its own NPROC GPUs)
 #   SWEEP (its name; all it writes is in runs/SWEEP)  DRY_RUN=1 (print the command lines, ready to be executed)
 #   LAUNCHER (words before a training script, as srun)  TORCHRUN (torchrun's flags, else --standalone): benchmarks/slurm.sh
@@ -27,7 +27,7 @@ cd "$(dirname "$0")"
 
 MODE=${1:-sweep}
 ROWS="clean no_weight teacher_miou teacher_bf teacher_bm teacher_pixel kd_miou kd_bf kd_bm kd_pixel"
-ROWS+=" decoupling co_teaching co_teaching+ weights" MORE_ROWS="cleaned gce sce nr_dice t_loss early_correction spatial_correction"
+ROWS+=" decoupling co_teaching co_teaching+ weights" MORE_ROWS="cleaned gce sce nr_dice t_loss early_correction spatial_correction l2r ieg"
 [ "$MODE" = paper ] || [ "$MODE" = sweep ] || fail "./run.sh $MODE: say nothing, or 'paper'"
 NPROC=${NPROC:-1} DRY_RUN=${DRY_RUN:-} ONLY=${ONLY:-} SEEDS=${SEEDS:-0}
 OP=${OP:-both} LEVELS=${LEVELS:-6 10} NOISE=${NOISE:-60} TEACHER=${TEACHER:-trusted} TRUSTED=${TRUSTED:-20}
@@ -177,6 +177,8 @@ one_ratio() { # ratio, folder of lists, name of this noise: every row, all seeds
     row early_correction train_early_correction.py "$list"
     row spatial_correction train_spatial_correction.py "$list" --epochs $((3 * EPOCHS)) --rounds 2 --trusted_csv "$TRUSTED_LIST" \
       --min-bias "$(printf '%d.%04d' $((SIZE / 256)) $((SIZE % 256 * 10000 / 256)))" # a pixel at 256
+    # both see the trusted list itself, which no_weight does not
+    for score in l2r ieg; do row $score train_ieg_seg.py "$list" --method $score --probe_csv "$TRUSTED_LIST"; done
   done
   if [ -z "$weighted" ]; then return; fi
   local weights=$LOGS/weights warmup=$((EPOCHS / 10))

@@ -16,7 +16,7 @@ from utils.models import build_model
 # what a script needs beyond --train_csv, --valid_csv and --test_csv
 LISTS = {"train_u2pl": {"unlabelled_csv": "unlabelled.csv"}, "train_unimatch": {"unlabelled_csv": "unlabelled.csv"}}
 LISTS |= {"train_lpl": {"weak_csv": "weak.csv"}}
-LISTS |= {"train_spatial_correction": {"trusted_csv": "trusted.csv"}}
+LISTS |= {"train_spatial_correction": {"trusted_csv": "trusted.csv"}, "train_ieg_seg": {"probe_csv": "trusted.csv"}}
 LISTS |= {"train_distill": {"teacher": "teacher.pt"}, "train_lad_student": {"teacher": "lad_teacher.pt"}}
 
 # a network that has seen so little predicts nothing, and has no bias; test_spatial_correction.py has others

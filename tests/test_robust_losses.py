@@ -258,7 +258,7 @@ def test_loss_goes_down(loss, tiny, tmp_path):
     assert ("nu" in rows[0]) == (loss == "t_loss")
 
 
-SEMI = ["train_u2pl.py", "train_unimatch.py", "train_lpl.py"]
+SEMI = ["train_u2pl.py", "train_unimatch.py", "train_lpl.py", "train_ieg_seg.py"]
 ALL_AT_ONCE = "--precision fp16 --accumulate 2 --skip-nonfinite"
 
 
@@ -284,7 +284,7 @@ def test_t_loss_resumes_on_the_same_bits(script, more, tiny, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("script", SEMI)
-def test_semi_supervised_scripts_refuse_another_loss(script, tiny, tmp_path):
+def test_scripts_of_cross_entropy_refuse_another_loss(script, tiny, tmp_path):
     with pytest.raises(InputError, match="--loss gce: this script learns by cross entropy"):
         launch(script, tiny, tmp_path, "a", "--loss", "gce")
 

@@ -129,6 +129,15 @@ def test_spatial_correction_has_its_epochs_its_trusted_list_and_a_bias_of_the_si
     assert line.endswith("--epochs 15 --rounds 2 --trusted_csv runs/x/lists/both/trusted.csv --min-bias 0.3750")
 
 
+def test_l2r_and_ieg_ask_the_trusted_list():
+    lines = dry_run(ONLY="l2r ieg", SWEEP="x").stdout.splitlines()
+    runs = [line for line in lines if "train_ieg_seg" in line]
+    assert [line.split("--name ")[1].split()[0] for line in runs] == ["noise60/l2r_s0", "noise60/ieg_s0"]
+    for method, line in zip(("l2r", "ieg"), runs, strict=True):
+        assert line.endswith(f"--method {method} --probe_csv runs/x/lists/both/trusted.csv")
+    assert not any("train_ieg_seg" in line for line in dry_run(SWEEP="x").stdout.splitlines())
+
+
 def test_classes_reach_every_command(tmp_path):
     street = tmp_path / "street.csv"
     street.write_text("img,filename\n")
@@ -623,7 +632,7 @@ LAYERS = [
     {"losses", "models", "noise_mixture", "noise_args", "mixing"},
     {"optim", "methods", "checkpoint", "augment", "generate_noisy_label"},
     {"dataset", "ema"},
-    {"support", "corrected", "steps", "pictures", "unlabelled"},
+    {"support", "corrected", "steps", "pictures", "unlabelled", "probed"},
     {"distill", "lad", "tagged"},
     {"run", "relabel", "teachers"},
     {"evaluate", "predict_mask", "get_weight", "audit_page", "audit_notes"},
