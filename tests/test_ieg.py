@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from utils.errors import InputError
 from utils.methods import ieg
-from utils.methods.ieg_images import judge, kl_part, label_losses, mixed_parts, total
+from utils.methods.ieg_images import Mixed, further_losses, judge, label_losses, total
 from utils.methods.meta import (
     derivative,
     gradient,
@@ -36,7 +36,8 @@ def close(a, b, tolerance=1e-10):
 
 
 def flags(**more):
-    how = {"method": "ieg", "meta_step": 0.1, "meta_momentum": 0.9, "weight_decay": 5e-4, "grad_eps_init": 0.9}
+    how = {"method": "ieg", "meta_step": 0.1, "meta_momentum": 0.9, "decay": 5e-4, "grad_eps_init": 0.9}
+    how |= {"relabel": True, "reweight": True, "consistency_factor": 20.0, "ce_factor": 5.0}
     how |= {"temperature": 0.5, "logit_norm": True, "meta_pseudo_grad": "code", "meta_grad": "jvp"}
     return SimpleNamespace(**how | more)
 
@@ -68,13 +69,14 @@ def test_a_whole_step_is_that_of_the_original_code(net, mode, prefix):
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=decay)
     for name, parameter in model.named_parameters():
         optimizer.state[parameter]["momentum_buffer"] = g[f"mom0_{name}"].clone()
-    settings = flags(meta_step=alpha, meta_momentum=mu, weight_decay=decay, grad_eps_init=trust, meta_pseudo_grad=mode)
+    settings = flags(meta_step=alpha, meta_momentum=mu, decay=decay, grad_eps_init=trust, meta_pseudo_grad=mode)
     label, probe_label = (ieg.one_hot(g[f"in_y_{name}"], 4).double() for name in ("noisy", "probe"))
     views = g["in_x_weak"], g["in_x_strong"]
-    rows = torch.cat([g["in_x_probe"][g["in_probe_pick"]], *views])
-    share, partner = ieg.mixup_shares(g["in_mix_U"]), g["in_mix_perm"]
+    share, partner, pick = ieg.mixup_shares(g["in_mix_U"]), g["in_mix_perm"], g["in_probe_pick"]
+    rows = torch.cat([g["in_x_probe"][pick], *views])
+    mixture = Mixed(ieg.mix_rows(rows, share, partner), share, partner, pick)
     logits = [model(view) for view in views]
-    mixed = model(ieg.mix_rows(rows, share, partner))
+    mixed = model(mixture.image)
     probe = g["in_x_probe"], probe_label
     verdict = judge(model, logits, views, label, probe, momentum_of(model, optimizer), settings)
     pseudo = ieg.pseudo_label([z.detach() for z in logits])
@@ -82,10 +84,9 @@ def test_a_whole_step_is_that_of_the_original_code(net, mode, prefix):
     close(verdict.weight, g[prefix + "omega_star"])
     assert torch.equal(verdict.keep.double(), g[prefix + "lambda_star"].double())
     close(verdict.probe_loss + decay_loss(look(model, g, prefix), decay), g[prefix + "meta_loss"])
-    parts = label_losses(logits[0], label, pseudo, verdict, trust)
-    target = torch.cat([probe_label[g["in_probe_pick"]], pseudo, pseudo])
-    close(ieg.mix_rows(target, share, partner), g[prefix + "mix_labels"])
-    parts |= mixed_parts(mixed, ieg.mix_rows(target, share, partner), 8) | kl_part(*logits)
+    close(mixture.labels(probe_label, pseudo), g[prefix + "mix_labels"])
+    parts = label_losses(logits[0], label, pseudo, verdict, settings)
+    parts |= further_losses([*logits, mixed], mixture, probe_label, pseudo, settings)
     names = {"lambda": "L_lambda", "omega": "L_omega", "probe": "L_p_beta", "mixed": "L_u_beta", "kl": "KL"}
     for name, theirs in names.items():
         close(parts[name], g[prefix + theirs])
@@ -174,7 +175,7 @@ def test_l2r_has_the_weights_of_both_codes():
     score, direction = scores(None, 0.1, 5e-4)
     close(-0.1 * score, g["grad_eps_repo"])
     close(direction, g["probe_grad_repo"])
-    settings = flags(method="l2r", weight_decay=5e-4)
+    settings = flags(method="l2r")
     verdict = judge(model, [model(g["X"])], [g["X"]], label, probe, zeros, settings)
     close(verdict.weight, g["weight_repo"])
     assert verdict.keep.all()
@@ -191,7 +192,7 @@ def test_components_are_those_of_the_original_code():
     close(ieg.pseudo_label([weak, strong]), g["guessed"])
     close(ieg.pseudo_label([weak, strong], temperature=1), g["guessed_T1"])
     close(ieg.consistency(weak, strong), g["kl_per_sample"])
-    close(20 * kl_part(weak, strong)["kl"], g["consistency_loss_k20"])
+    close(20 * ieg.consistency(weak, strong).mean(), g["consistency_loss_k20"])
     close(ieg.mixup_shares(g["mix_U"]), g["mix_lambda"])
     for classes, largest in g["max_conf_after_norm"].tolist():
         rows = torch.full((5, int(classes)), -1.0, dtype=torch.float64)
@@ -291,7 +292,7 @@ def test_an_operation_without_forward_derivative_is_said_with_the_remedy():
 
     net, x = Odd(), torch.randn(2, 3, 8, 8)
     own = parameters_of(net)
-    with pytest.raises(InputError, match="--meta-grad jvp: this network has no forward derivative.*difference"):
+    with pytest.raises(InputError, match=r"--meta-grad jvp: this network has no forward derivative.*difference"):
         derivative(net, own, own, lambda forward: (forward(x),))
     assert derivative(net, own, own, lambda forward: (forward(x),), "difference")[1][0].isfinite().all()
 
@@ -377,8 +378,9 @@ def test_consistency_teaches_the_strong_view_only():
 def test_plain_coefficients_are_the_plain_loss():
     logits, label = torch.randn(5, 4), ieg.one_hot(torch.randint(0, 4, (5,)), 4)
     verdict = SimpleNamespace(weight=torch.full((5,), 0.2), keep=torch.ones(5, dtype=torch.bool))
-    loss = total(label_losses(logits, label, label.roll(1), verdict, trust=1.0), 5, 20)
-    close(loss, F.cross_entropy(logits, label.argmax(1)), 1e-6)
+    for more in ({"grad_eps_init": 1.0}, {"relabel": False, "reweight": False}):
+        parts = label_losses(logits, label, label.roll(1), verdict, flags(**more))
+        close(total(parts, 5, 20), F.cross_entropy(logits, label.argmax(1)), 1e-6)
 
 
 def test_momentum_begins_at_zero_and_the_look_ahead_is_one_step_of_sgd():

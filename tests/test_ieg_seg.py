@@ -203,8 +203,11 @@ def test_every_level_learns_and_says_what_it_decided(method, level, lists, tiny,
     assert {"train_loss_omega"} <= set(row) and ("train_loss_kl" in row) == (method == "ieg")
 
 
-@pytest.mark.parametrize("more", ["--precision bf16 --mix mixup", "--precision fp16 --optimizer sgd --meta-step 0.1",
-                                  "--meta-grad difference --augment crop", "--accumulate 2 --skip-nonfinite"])  # fmt: skip
+SETTINGS = ["--precision bf16 --mix mixup", "--precision fp16 --optimizer sgd --meta-step 0.1"]
+SETTINGS += ["--meta-grad difference --augment crop", "--accumulate 2 --skip-nonfinite"]
+
+
+@pytest.mark.parametrize("more", SETTINGS)
 def test_settings_run(more, tiny, tmp_path):
     nets = launch(SCRIPT, tiny, tmp_path, "a", "--epochs", "1", *more.split())
     assert all(value.isfinite().all() for value in nets[0].values())

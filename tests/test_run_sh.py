@@ -622,7 +622,7 @@ def test_a_real_sweep_interrupted_and_started_again_ends_with_the_same_table(tmp
 
 LAYERS = [
     {"errors", "interrupt"},
-    {"logs"},
+    {"logs", "ieg_args", "label_noise", "policies"},
     {"args", "images", "lists", "paired", "sweep", "contour", "present", "dense_crf"},
     {"demo", "scores", "store", "averages", "page", "plots", "inference", "overlay", "sources", "export", "points"},
     {"noise", "plans", "class_scores", "written", "semi_args", "image_labels"},
@@ -632,11 +632,11 @@ LAYERS = [
     {"losses", "models", "noise_mixture", "noise_args", "mixing"},
     {"optim", "methods", "checkpoint", "augment", "generate_noisy_label"},
     {"dataset", "ema"},
-    {"support", "corrected", "steps", "pictures", "unlabelled", "probed"},
+    {"support", "corrected", "steps", "pictures", "unlabelled", "probed", "labelled"},
     {"distill", "lad", "tagged"},
     {"run", "relabel", "teachers"},
     {"evaluate", "predict_mask", "get_weight", "audit_page", "audit_notes"},
-    {"report", "audit"},
+    {"report", "audit", "accuracy"},
 ]
 
 

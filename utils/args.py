@@ -123,7 +123,7 @@ def launch(main, cls, argv=None) -> None:
     A user's mistake becomes one line on stderr and exit code 2; a training run that is told to stop saves, and exits
     with 75, "resume me".
     """
-    with _one_line(), stop.listening() if issubclass(cls, TrainArgs) else nullcontext():
+    with _one_line(), stop.listening() if hasattr(cls, "save_minutes") else nullcontext():  # a training run
         main(parse(cls, argv, sys.modules[main.__module__].__doc__))
 
 

@@ -47,3 +47,10 @@ def _move(to: list[Tensor], towards: list[Tensor], share: float) -> None:
         torch._foreach_copy_(to, towards)
     elif to:
         torch._foreach_lerp_(to, towards, share)
+
+
+@torch.no_grad()
+def take_buffers(teacher: nn.Module, student: nn.Module) -> None:
+    """Give the teacher the student's buffers (BatchNorm statistics) as they are."""
+    for to, value in zip(teacher.buffers(), bare(student).buffers(), strict=True):
+        to.copy_(value)

@@ -31,7 +31,7 @@ PACKAGES = ("torchvision", "segmentation-models-pytorch", "albumentations", "ope
 # files whose content decides about the run
 CONTENT = ("train_csv", "valid_csv", "test_csv", "unlabelled_csv", "weak_csv", "probe_csv", "teacher")
 # flags that may change between the parts of one run
-FREE = {"workers", "run_dir", "cache_gb", "cache_dir", "cpu", "save_minutes", "pictures"}
+FREE = {"workers", "run_dir", "cache_gb", "cache_dir", "cpu", "save_minutes", "pictures", "eval", "download"}
 
 
 class Run(Steps):

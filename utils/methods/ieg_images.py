@@ -9,8 +9,11 @@ from utils.methods.ieg import (
     alignment,
     blend,
     consistency,
+    effective_share,
     label_gain,
+    mix_rows,
     mixed_losses,
+    mixup_shares,
     pseudo_label,
     soft_loss,
     weights_of,
@@ -44,7 +47,7 @@ def judge(net: nn.Module, logits, views, label: Tensor, probe, momentum: Named, 
         return soft_loss(forward(images), truth).mean()
 
     inertia = s.meta_momentum if relabel else 0.0
-    loss, direction = probe_direction(net, inner, momentum, probe_loss, s.meta_step, inertia, s.weight_decay, scale)
+    loss, direction = probe_direction(net, inner, momentum, probe_loss, s.meta_step, inertia, s.decay, scale)
 
     def answers(forward):
         weak = forward(views[0])
@@ -63,14 +66,19 @@ def judge(net: nn.Module, logits, views, label: Tensor, probe, momentum: Named, 
     return Verdict(weights_of(score, s.meta_step or 1.0), keep, loss)
 
 
-def label_losses(logits: Tensor, label: Tensor, pseudo: Tensor, verdict: Verdict, trust: float) -> dict[str, Tensor]:
-    """`lambda`: the loss of the labels as they were decided; `omega`: that of the given ones, weighted. Scalars.
+def label_losses(logits: Tensor, label: Tensor, pseudo: Tensor | None, verdict, args) -> dict[str, Tensor]:
+    """`omega`: the loss of the given labels, weighted; of IEG also `lambda`, that of the labels as decided. Scalars.
 
-    Eq. 5 of IEG; the weights' labels are `trust` x given + (1 - trust) x pseudo label, as where they were judged.
+    Eq. 5 of IEG; the weighted labels are trust x given + (1 - trust) x pseudo label, as where they were judged.
+    --no-reweight gives all the same weight, --no-relabel keeps all labels.
     """
-    decided = torch.where(verdict.keep[:, None], label, pseudo)
-    weighted = verdict.weight * soft_loss(logits, blend(label, pseudo, trust))
-    return {"lambda": soft_loss(logits, decided).mean(), "omega": weighted.sum()}
+    target = decided = label
+    if args.method == "ieg" and args.relabel:
+        target = blend(label, pseudo, args.grad_eps_init)
+        decided = torch.where(verdict.keep[:, None], label, pseudo)
+    loss = soft_loss(logits, target)
+    omega = (verdict.weight * loss).sum() if args.method == "l2r" or args.reweight else loss.mean()
+    return {"omega": omega} if args.method == "l2r" else {"omega": omega, "lambda": soft_loss(logits, decided).mean()}
 
 
 def total(parts: dict[str, Tensor], ce_factor: float, consistency_factor: float) -> Tensor:
@@ -84,12 +92,49 @@ def total(parts: dict[str, Tensor], ce_factor: float, consistency_factor: float)
     return loss + consistency_factor * parts["kl"] if "kl" in parts else loss
 
 
-def mixed_parts(logits: Tensor, target: Tensor, count: int, norm: bool = True) -> dict[str, Tensor]:
-    """`probe` and `mixed`: the mean losses of the mixed rows that begin with the probe, and of the others."""
-    probe, mixed = mixed_losses(logits, target, count, norm)
-    return {"probe": probe.mean(), "mixed": mixed.mean()}
+class Mixed(NamedTuple):
+    """Rows of a mixed batch: N that begin with images of the probe, N with weak views, N with strong ones."""
+
+    image: Tensor  # (3N, 3, H, W), in the units of the images
+    share: Tensor  # (3N,), what a row keeps of itself
+    partner: Tensor  # (3N,) int64, the row that the rest comes from
+    pick: Tensor  # (N,) int64, the probe image in each of the first rows
+
+    def labels(self, probe: Tensor, pseudo: Tensor) -> Tensor:
+        """The same mixture of the labels, (3N, C)."""
+        return mix_rows(torch.cat([probe[self.pick], pseudo, pseudo]), self.share, self.partner)
 
 
-def kl_part(weak: Tensor, strong: Tensor) -> dict[str, Tensor]:
-    """`kl`: the mean divergence of the strong view from the weak one."""
-    return {"kl": consistency(weak, strong).mean()}
+def draw_mixture(weak: Tensor, strong: Tensor, probe: Tensor, true_beta: bool = False) -> Mixed:
+    """Mix the images of a batch by MixUp, drawn by torch's generators."""
+    count, device = 3 * len(weak), weak.device
+    pick, partner = torch.randint(len(probe), (len(weak),)), torch.randperm(count)
+    pick, partner = (index.to(device, non_blocking=True) for index in (pick, partner))
+    share = mixup_shares(torch.rand(count, device=device), true_beta)
+    return Mixed(mix_rows(torch.cat([probe[pick], weak, strong]), share, partner), share, partner, pick)
+
+
+def further_losses(logits: list[Tensor], mixed: Mixed | None, probe: Tensor, pseudo: Tensor, args) -> dict[str, Tensor]:
+    """`probe` and `mixed`, the losses of mixed rows that begin with the probe and of others, and `kl`; what is wanted.
+
+    `logits` are those of the weak and the strong view and, where there is one, of the mixture.
+    """
+    parts = {}
+    if mixed is not None:
+        ours, others = mixed_losses(logits[2], mixed.labels(probe, pseudo), len(pseudo), args.logit_norm)
+        parts |= {"probe": ours.mean(), "mixed": others.mean()}
+    if args.consistency_factor > 0:
+        parts["kl"] = consistency(*logits[:2]).mean()
+    return parts
+
+
+def log_of(verdict: Verdict, pseudo: Tensor | None, batch: dict) -> dict:
+    """For the log: what was kept and how much of it was right, pseudo labels, effective sample size, probe loss."""
+    right, keep = batch["noisy"] == 0, verdict.keep
+    found = {"effective_share": effective_share(verdict.weight)[None], "probe_loss": verdict.probe_loss[None]}
+    found["zero_weight"] = (verdict.weight == 0).float()
+    if pseudo is not None:
+        found |= {"kept_share": keep.float(), "kept_precision": (keep & right, keep)}
+        found["pseudo_accuracy"] = (pseudo.argmax(1) == batch["truth"]).float()
+    pairs = {name: value for name, value in found.items() if isinstance(value, tuple)}
+    return pairs | {name: value.mean()[None] for name, value in found.items() if name not in pairs}

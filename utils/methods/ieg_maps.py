@@ -54,10 +54,7 @@ def pool(score: Tensor, valid: Tensor, level: str, patch: int = 8) -> Tensor:
     if level == "pixel":
         return score * valid
     sums = torch.stack([(score * valid).to(score.dtype), valid.to(score.dtype)])
-    if level == "image":
-        sums = sums.sum((2, 3))
-    else:
-        sums = _cells(sums, patch)
+    sums = sums.sum((2, 3)) if level == "image" else _cells(sums, patch)
     return sums[0] / sums[1].clamp(min=1)
 
 
@@ -215,7 +212,7 @@ def _mix(values, keep, partner):
 
 
 def mixed_losses(out, mixed: Mixed, batch: dict, pseudo: Tensor, classes: int) -> dict[str, Tensor]:
-    """`probe`: the loss of the rows that begin with the probe, `mixed`: of the others; means over their known pixels."""
+    """`probe`: the loss of the rows that begin with the probe, `mixed`: of the others; means over known pixels."""
     mask, truth = batch["mask"], batch["probe_mask"]
     target = mixed.join(one_hot(truth, classes), pseudo, pseudo)
     valid = [known(m, classes).float()[:, None] for m in (truth, mask)]
