@@ -48,9 +48,10 @@ def main(args: Args) -> None:
     judged = args.method == "l2r" or (args.method == "ieg" and (args.relabel or args.reweight))
     scale = 1024.0 if args.precision == "fp16" else 1.0  # of the probe's loss
 
-    epochs = checkpoint.epochs(args.epochs)
+    if args.eval:
+        return finish(run, checkpoint, {"test": checkpoint.chosen("last")[2]}, test)
 
-    for epoch in [] if args.eval else epochs:
+    for epoch in checkpoint.epochs(args.epochs):
         stats = Averages(run, lr=schedule.get_last_lr()[0])
         for batch in run.batches(train, epoch, [net]):
             views, label = [batch["image"]], one_hot(batch["label"], classes)

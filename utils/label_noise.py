@@ -17,9 +17,9 @@ def transition(kind: str, ratio: float, classes: int, include_true: bool = True)
     """(C, C) chances: row = true class, column = label.
 
     "uniform": with chance `ratio` a label is drawn from all classes, the true one among them, so that
-    ratio x (C - 1) / C of them are wrong; without `include_true` from the others. "asymmetric": for 10 classes (CIFAR-10) truck to
-    automobile, bird to airplane, cat and dog to each other, deer to horse; for 100 (CIFAR-100) to the next class of the
-    superclass, a convention of the literature.
+    ratio x (C - 1) / C of them are wrong; without `include_true` from the others. "asymmetric": for 10 classes
+    (CIFAR-10) truck to automobile, bird to airplane, cat and dog to each other, deer to horse; for 100 (CIFAR-100) to
+    the next class of the superclass, a convention of the literature.
     """
     if not 0 <= ratio <= 1:
         raise InputError(f"--dataset: a noise ratio of {ratio}; it lies between 0 and 1")

@@ -1,0 +1,296 @@
+"""IEG and L2R on images with labels: noise, probe, views, networks against the original's numbers, and the script."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from test_ieg import golden
+from test_scripts import ROOT, Interrupted, interrupt_after, rows_of, same
+
+import train_ieg
+from utils import policies
+from utils.args import parse
+from utils.checkpoint import read_checkpoint
+from utils.ema import take_buffers
+from utils.errors import InputError
+from utils.interrupt import Paused, stop
+from utils.label_noise import COARSE, noisy_labels, per_class_of, split_probe, transition
+from utils.labelled import Labelled, Pixels, centre, read_dataset, shifted, zoomed
+from utils.models.classify import build_classifier, decay_groups
+from utils.steps import Steps
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """CIFAR-10 in class folders, ten images of a class to train and two to test; a class is a shade of grey."""
+    root = tmp_path_factory.mktemp("cifar")
+    for part, count in (("train", 10), ("test", 2)):
+        for k, name in enumerate(CLASSES):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                rng = np.random.default_rng([k, i, len(part)])
+                image = np.clip(25 * k + rng.normal(0, 9, (32, 32, 3)), 0, 255).astype(np.uint8)
+                cv2.imwrite(str(root / part / name / f"{i:04d}.png"), image)
+    return root
+
+
+def launch(folder, run_dir, name, *more):
+    flags = ["--dataset", "cifar10_uniform_0.4", "--network-name", "small", "--data-root", str(folder), "--cpu"]
+    flags += ["--batch-size", "20", "--max-iteration", "8", "--probe-per-class", "2", "--run-dir", str(run_dir)]
+    train_ieg.main(parse(train_ieg.Args, [*flags, "--name", name, *more]))
+    return read_checkpoint(run_dir / name / "last.pt")["nets"]
+
+
+def test_noise_is_that_of_the_released_loader():
+    g = {name: value.numpy() for name, value in golden("noise").items()}
+    for name, kind, ratio, classes in (("T_uniform10_r80", "uniform", 0.8, 10), ("T_asym10_r40", "asymmetric", 0.4, 10),
+                                       ("T_uniform100_r40", "uniform", 0.4, 100),
+                                       ("T_asym100_r40", "asymmetric", 0.4, 100)):  # fmt: skip
+        matrix = transition(kind, ratio, classes)
+        assert np.allclose(matrix, g[name], atol=1e-12) and np.allclose(matrix.sum(1), 1)
+    assert (g["cifar100_coarse"] == COARSE).all()
+    assert (noisy_labels(g["y_clean"], "asymmetric", 0.4, 10, 12345) == g["asym40_seed12345"]).all()
+    assert (noisy_labels(g["y_clean"], "uniform", 0.8, 10, 3) == g["unif80_seed3"]).all()
+    for classes, ratio, flipped in g["actual_flip_rate_uniform"]:
+        assert 1 - transition("uniform", ratio, int(classes))[0, 0] == pytest.approx(flipped)
+
+
+def test_noise_may_leave_the_true_class_out():
+    clean = np.repeat(np.arange(10), 500)
+    noisy = noisy_labels(clean, "uniform", 0.5, 10, 0, include_true=False)
+    assert (noisy != clean).mean() == pytest.approx(0.5, abs=0.03)
+    assert np.bincount(noisy[clean == 3], minlength=10)[[0, 9]].min() > 10
+    assert np.diag(transition("uniform", 0.5, 10, include_true=False)) == pytest.approx(0.5)
+    assert (noisy_labels(clean, "uniform", 0.0, 10, 0) == clean).all()
+
+
+def test_probe_is_balanced_interleaved_and_apart():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 30))
+    kept, probe = split_probe(labels, 10, 3, 5)
+    assert labels[probe].tolist() == [*range(10)] * 3 and len(kept) == 270 and not set(kept) & set(probe)
+    again, other = split_probe(labels, 10, 3, 5)[1], split_probe(labels, 10, 3, 6)[1]
+    assert (again == probe).all() and (other != probe).any()
+    assert [per_class_of(50_000, 10, r) for r in (0.002, 0.0002, 0.0006)] == [10, 1, 3]
+    assert per_class_of(50_000, 100, 0.02) == 10
+    with pytest.raises(InputError, match=r"--probe-dataset-hold-ratio 0\.001: no image of a class; take 0\.002"):
+        per_class_of(50_000, 100, 0.001)
+    with pytest.raises(InputError, match="--probe-per-class 30: class 0 has 30 images"):
+        split_probe(labels, 10, 30, 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["cifar10", "cifar10_uniform", "mnist_uniform_0.4", "cifar10_uniform_1.4", "cifar10_pair_0.4"]
+)
+def test_names_of_data_sets(text):
+    with pytest.raises(InputError, match=f"--dataset {text}: not a data set with its noise"):
+        read_dataset(text)
+    assert read_dataset("cifar100_asymmetric_0.4") == ("cifar100", "asymmetric", 0.4)
+    assert read_dataset("webvisionmini_5") == ("webvisionmini", "none", 5.0)
+
+
+def test_policies_are_the_released_ones():
+    g = golden_tables()
+    for kind in ("cifar", "imagenet"):
+        theirs = zip(g[f"{kind}_op"], g[f"{kind}_prob"], g[f"{kind}_level"], strict=True)
+        names = g[f"{kind}_ops"]
+        expected = [[(str(names[o[k]]), pytest.approx(p[k]), l[k]) for k in (0, 1)] for o, p, l in theirs]  # noqa: E741
+        assert policies.POLICIES[kind] == expected
+    assert [len(policies.POLICIES[kind]) for kind in ("cifar", "imagenet")] == [95, 25]
+
+
+def golden_tables():
+    return np.load(Path(__file__).parent / "golden/ieg_autoaugment_tables.npz")
+
+
+def test_operations_do_what_their_levels_say():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+
+    def done(name, level, seed=0):
+        return np.asarray(policies.operate(image, name, level, np.random.default_rng(seed)))
+
+    assert (done("Solarize", 0) == pixels).all() and (done("Identity", 9) == pixels).all()
+    assert (done("Solarize", 10) == 255 - pixels).all() and (done("Invert", 3) == 255 - pixels).all()
+    assert (done("Posterize", 5) == pixels & 0b11000000).all()
+    assert np.abs(done("Brightness", 5).astype(int) - pixels).max() <= 1
+    for seed in range(3):
+        moved = done("TranslateX", 4, seed)
+        left, right = (moved[:, 4:] == pixels[:, :-4]).all(), (moved[:, :-4] == pixels[:, 4:]).all()
+        assert left != right and (moved[:, :4] if left else moved[:, -4:]).max() == policies.GREY
+    assert ((done("Cutout", 8) == policies.GREY).all(2)).sum() >= 64
+    assert (np.asarray(policies.cutout(image, 0, rng)) == pixels).all()
+    for name in policies.RANDAUGMENT:
+        assert done(name, 7).shape == pixels.shape
+
+
+def test_views():
+    rng, image = np.random.default_rng(0), np.random.default_rng(1).integers(1, 256, (32, 32, 3)).astype(np.uint8)
+    assert shifted(image, 2, rng, 0).shape == image.shape
+    assert {(shifted(image, 0, rng, 0) == image).all() for _ in range(20)} == {True, False}
+    large = np.random.default_rng(1).integers(0, 256, (300, 256, 3)).astype(np.uint8)
+    assert zoomed(large, rng).shape == centre(large).shape == (224, 224, 3)
+    assert (centre(large) == np.asarray(Image.fromarray(large[38:262, 16:240]))).all()  # 256 x 224 / 256 = 224 pixels
+
+
+def test_samples_do_not_depend_on_what_was_asked_for_before():
+    images = Pixels(map(str, range(40)), np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype(np.uint8))
+    truth = np.arange(40) % 10
+    for kind in ("autoaug", "randaug"):
+        made = [Labelled("x", images, truth, train=True, strong=kind, seed=1) for _ in range(2)]
+        for one in made:
+            one.probe = Labelled("x", images.some(range(20)), truth[:20], train=True)
+            one.epoch = 3
+        made[0].__getitems__([7, 9])
+        a, b = (one.__getitems__(list(range(10))) for one in made)
+        assert all(torch.equal(a[name], b[name]) for name in a)
+        assert sorted(a["probe_label"].tolist()) == list(range(10))  # balanced
+        assert not torch.equal(a["image"], a["strong"])
+        made[1].epoch = 4
+        assert not torch.equal(a["image"], made[1].__getitems__(list(range(10)))["image"])
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "numbers", "norms", "tensors"),
+    [("wrn28-10", 10, 36_220_634, 25, 77), ("wrn28-10", 100, 36_278_324, 25, 77), ("resnet29", 10, 840_730, 28, 89),
+     ("resnet29", 100, 863_860, 28, 89)],
+)  # fmt: skip
+def test_networks_have_the_parameters_of_the_original(name, classes, numbers, norms, tensors):
+    net = build_classifier(name, classes)
+    assert sum(p.numel() for p in net.parameters()) == numbers and len(list(net.parameters())) == tensors
+    assert sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in net.modules()) == norms
+
+
+def test_networks_take_images_as_they_are_read():
+    image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    for name in ("resnet29", "resnet50", "small"):
+        net = build_classifier(name, 7).eval()
+        with torch.inference_mode():
+            assert net(image).shape == (2, 7)
+            assert torch.equal(net(image), net(image.float()))
+    groups = decay_groups(build_classifier("resnet29", 10), "resnet29", 1e-4)
+    assert [group["weight_decay"] for group in groups] == [1e-4, 0.0] and len(groups[0]["params"]) == 32
+    assert len(decay_groups(build_classifier("small", 10), "small", 1e-4)) == 1
+    relus = [sum(block.relu for block in build_classifier("resnet29", 10, on).net.blocks) for on in (False, True)]
+    assert relus == [0, 8]
+
+
+PLAIN = ["--method", "ieg", "--no-relabel", "--no-reweight", "--mix", "none", "--consistency-factor", "0"]
+
+
+def test_ieg_without_its_parts_is_the_baseline(folder, tmp_path):
+    plain = launch(folder, tmp_path, "plain", "--method", "supervised")
+    parts = launch(folder, tmp_path, "parts", *PLAIN)
+    assert all(map(same, plain, parts))
+    assert not same(plain[0], launch(folder, tmp_path, "l2r", "--method", "l2r")[0])
+
+
+@pytest.mark.parametrize("method", ["supervised", "l2r", "ieg"])
+def test_interrupted_between_epochs_and_inside_one_it_ends_on_the_same_bits(method, folder, tmp_path, monkeypatch):
+    flags = ["--method", method]
+    whole = launch(folder, tmp_path, "whole", *flags)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(patch, 1)
+        launch(folder, tmp_path, "parts", *flags)
+    step, seen = Steps.step, []
+
+    def asking(self, *args, **how):
+        seen.append(1)
+        if len(seen) == 2:
+            stop.asked = True
+        return step(self, *args, **how)
+
+    with monkeypatch.context() as patch, pytest.raises(Paused), stop.listening():
+        patch.setattr(Steps, "step", asking)
+        launch(folder, tmp_path, "parts", *flags)
+    parts = launch(folder, tmp_path, "parts", *flags, "--workers", "1")
+    assert all(map(same, whole, parts)) and rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
+
+
+def test_what_is_logged_and_written(folder, tmp_path, capsys):
+    launch(folder, tmp_path, "a", "--first-period", "3")
+    row, last = rows_of(tmp_path / "a")[0], rows_of(tmp_path / "a")[-1]
+    for name in ("weight_auroc", "kept_share", "kept_precision", "effective_share", "probe_loss", "pseudo_accuracy",
+                 "loss_omega", "loss_lambda", "loss_probe", "loss_mixed", "loss_kl", "zero_weight"):  # fmt: skip
+        assert f"train_{name}" in row
+    assert row["step"] == 4 and "valid_cycle_end_accuracy" in row and 0 <= last["test_cycle_end_accuracy"] <= 1
+    labels, probe = (pd.read_csv(tmp_path / "a" / f"{name}.csv") for name in ("labels", "probe"))
+    assert len(labels) == 80 and len(probe) == 20 and not set(labels["img"]) & set(probe["img"])
+    assert 0.1 < (labels["label"] != labels["truth"]).mean() < 0.6
+    capsys.readouterr()
+    launch(folder, tmp_path, "a", "--first-period", "3", "--eval")
+    assert f"test_accuracy {last['test_accuracy']:.4f}" in capsys.readouterr().out
+    assert rows_of(tmp_path / "a")[-1] == last
+    frame = labels.assign(label=0)
+    frame.to_csv(tmp_path / "a/labels.csv", index=False)
+    with pytest.raises(InputError, match="the data have changed since this run began"):
+        launch(folder, tmp_path, "a", "--first-period", "3", "--eval")
+
+
+@pytest.mark.parametrize("more", ["--compat released --aug-type randaug", "--precision bf16 --meta-grad difference",
+                                  "--precision fp16 --true-beta", "--method l2r --meta-step 0 --ema-decay 0",
+                                  "--mix none --no-reweight", "--no-relabel --dataset cifar10_asymmetric_0.4"])  # fmt: skip
+def test_settings_run(more, folder, tmp_path):
+    nets = launch(folder, tmp_path, "a", "--max-iteration", "4", *more.split())
+    assert all(value.isfinite().all() for value in nets[0].values())
+    if "--ema-decay 0" in more:
+        assert same(nets[0], nets[1])
+    if "--mix none" in more:
+        assert "train_loss_mixed" not in rows_of(tmp_path / "a")[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--data-root", "/nowhere"], "--data-root /nowhere: cifar10 is not there .* --download"),
+        (["--probe-per-class", "0"], "--method ieg: it needs a probe"),
+        (["--dataset", "cifar10_asymmetric"], "not a data set with its noise"),
+        (["--ce-factor", "-1"], "--ce-factor -1.0: must be 0 or more"),
+        (["--grad-eps-init", "2"], "--grad-eps-init 2.0: must lie between 0 and 1"),
+        (["--t-mul", "0.5"], "--t-mul 0.5: must be 1 or more"),
+        (["--dataset", "webvisionmini"], "train: 10 class folders; 50 are needed"),
+    ],
+)
+def test_mistakes_are_one_line(more, says, folder, tmp_path):
+    with pytest.raises(InputError, match=says):
+        launch(folder, tmp_path, "a", *more)
+
+
+def test_released_average_has_the_running_statistics_of_the_weights(folder, tmp_path):
+    net, average, _ = launch(folder, tmp_path, "a", "--compat", "released", "--max-iteration", "4")
+    moving = [name for name in net if "running" in name]
+    assert moving and all(torch.equal(net[name], average[name]) for name in moving)
+    assert not torch.equal(net["net.0.weight"], average["net.0.weight"])
+    a, b = torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2)
+    b.running_mean += 3
+    take_buffers(a, b)
+    assert torch.equal(a.running_mean, b.running_mean)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(folder, tmp_path):
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train_ieg.py"), "--cpu"]
+    words += [
+        "--dataset",
+        "cifar10_uniform_0.4",
+        "--network-name",
+        "small",
+        "--data-root",
+        str(folder),
+        "--name",
+        "two",
+    ]
+    words += ["--batch-size", "10", "--max-iteration", "8", "--probe-per-class", "2", "--run-dir", str(tmp_path)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert rows_of(tmp_path / "two")[-1]["split"] == "test" and rows_of(tmp_path / "two")[0]["step"] == 4
