@@ -236,9 +236,12 @@ def test_what_is_logged_and_written(folder, tmp_path, capsys):
         launch(folder, tmp_path, "a", "--first-period", "3", "--eval")
 
 
-@pytest.mark.parametrize("more", ["--compat released --aug-type randaug", "--precision bf16 --meta-grad difference",
-                                  "--precision fp16 --true-beta", "--method l2r --meta-step 0 --ema-decay 0",
-                                  "--mix none --no-reweight", "--no-relabel --dataset cifar10_asymmetric_0.4"])  # fmt: skip
+SETTINGS = ["--compat released --aug-type randaug", "--precision bf16 --meta-grad difference"]
+SETTINGS += ["--precision fp16 --true-beta", "--method l2r --meta-step 0 --ema-decay 0", "--mix none --no-reweight"]
+SETTINGS += ["--no-relabel --dataset cifar10_asymmetric_0.4"]
+
+
+@pytest.mark.parametrize("more", SETTINGS)
 def test_settings_run(more, folder, tmp_path):
     nets = launch(folder, tmp_path, "a", "--max-iteration", "4", *more.split())
     assert all(value.isfinite().all() for value in nets[0].values())

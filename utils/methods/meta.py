@@ -88,9 +88,11 @@ def derivative(net: nn.Module, parameters: Named, direction: Named, compute: Cal
     def at(parameters):
         return compute(lambda image: functional_call(net, parameters, (image,)))
 
-    with batch_statistics(net), sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no such derivative
-        if how == "difference":
+    if how == "difference":
+        with batch_statistics(net):
             return _difference(at, parameters, direction)
+    # the fused kernels of attention have no forward derivative
+    with batch_statistics(net, along=True), sdpa_kernel(SDPBackend.MATH):
         try:
             return jvp(at, (parameters,), (direction,))
         except NotImplementedError as error:
