@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from test_ieg import golden
 from test_scripts import ROOT, Interrupted, interrupt_after, rows_of, same
@@ -22,7 +24,7 @@ from utils.ema import take_buffers
 from utils.errors import InputError
 from utils.interrupt import Paused, stop
 from utils.label_noise import COARSE, noisy_labels, per_class_of, split_probe, transition
-from utils.labelled import Labelled, Pixels, centre, read_dataset, shifted, zoomed
+from utils.labelled import Labelled, Pixels, centre, open_labelled, read_dataset, shifted, zoomed
 from utils.models.classify import build_classifier, decay_groups
 from utils.steps import Steps
 
@@ -266,6 +268,39 @@ def test_settings_run(more, folder, tmp_path):
 def test_mistakes_are_one_line(more, says, folder, tmp_path):
     with pytest.raises(InputError, match=says):
         launch(folder, tmp_path, "a", *more)
+
+
+def test_webvision_mini_is_read_from_folders_and_zoomed(tmp_path):
+    for part, count in (("train", 2), ("val", 1), ("probe", 3)):
+        for k in range(51):
+            (tmp_path / part / f"n{k:03d}").mkdir(parents=True)
+            for i in range(count):
+                shade = np.full((20 + k, 40, 3), k, np.uint8)
+                cv2.imwrite(str(tmp_path / part / f"n{k:03d}" / f"{i}.png"), shade)
+    flags = ["--dataset", "webvisionmini_2", "--data-root", str(tmp_path)]
+    train, test, classes = open_labelled(parse(train_ieg.Args, flags))
+    assert (classes, len(train), len(test), len(train.probe)) == (50, 100, 50, 100)
+    batch = train.__getitems__([0, 99])
+    assert batch["image"].shape == batch["strong"].shape == batch["probe"].shape == (2, 224, 224, 3)
+    assert batch["image"][1].unique().tolist() == [49] and batch["truth"].tolist() == [0, 49]
+    assert (batch["probe"][0, 0, 0, 0] == batch["probe_label"][0]).all()
+    assert test.__getitems__([7])["image"].unique().tolist() == [7]
+
+
+def test_torchvision_is_asked_where_there_are_no_folders(tmp_path, monkeypatch):
+    asked = []
+
+    def fake(root, train, download):
+        asked.append((root, train, download))
+        count = 200 if train else 100
+        return SimpleNamespace(data=np.zeros((count, 32, 32, 3), np.uint8), targets=[i % 100 for i in range(count)])
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", fake)
+    flags = ["--dataset", "cifar100_asymmetric_1", "--data-root", str(tmp_path), "--download", "--probe-per-class", "1"]
+    train, test, classes = open_labelled(parse(train_ieg.Args, flags))
+    assert (classes, len(train), len(test)) == (100, 100, 100) and train.noisy.all()
+    assert (COARSE[train.labels] == COARSE[train.truth]).all()
+    assert asked == [(tmp_path, True, True), (tmp_path, False, True)]
 
 
 def test_released_average_has_the_running_statistics_of_the_weights(folder, tmp_path):
