@@ -332,3 +332,19 @@ def test_two_processes_train_one_network(folder, tmp_path):
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     assert rows_of(tmp_path / "two")[-1]["split"] == "test" and rows_of(tmp_path / "two")[0]["step"] == 4
+
+
+def test_labels_that_are_right_come_to_weigh_more(tmp_path):
+    """Ten drawn pictures in noise, 60 % of the labels drawn anew: after 75 steps the probe tells which."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(40, 216, (10, 8, 8, 3)).repeat(4, 1).repeat(4, 2)
+    for part, count in (("train", 50), ("test", 1)):
+        for k, name in enumerate(CLASSES):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                image = np.clip(pictures[k] + rng.normal(0, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
+                cv2.imwrite(str(tmp_path / part / name / f"{i:04d}.png"), image)
+    flags = ["--dataset", "cifar10_uniform_0.6", "--method", "l2r", "--batch-size", "32", "--max-iteration", "75"]
+    launch(tmp_path, tmp_path, "run", *flags, "--probe-per-class", "2")
+    rows = rows_of(tmp_path / "run")
+    assert rows[-2]["train_weight_auroc"] > 0.7 and rows[-2]["train_weight_clean"] > rows[-2]["train_weight_noisy"]
