@@ -177,8 +177,11 @@ one_ratio() { # ratio, folder of lists, name of this noise: every row, all seeds
     row early_correction train_early_correction.py "$list"
     row spatial_correction train_spatial_correction.py "$list" --epochs $((3 * EPOCHS)) --rounds 2 --trusted_csv "$TRUSTED_LIST" \
       --min-bias "$(printf '%d.%04d' $((SIZE / 256)) $((SIZE % 256 * 10000 / 256)))" # a pixel at 256
-    # both see the trusted list itself, which no_weight does not
-    for score in l2r ieg; do row $score train_ieg_seg.py "$list" --method $score --probe_csv "$TRUSTED_LIST"; done
+    # both see the trusted list itself, which no_weight does not; so it cannot choose their checkpoint, too
+    for score in l2r ieg; do
+      row $score train_ieg_seg.py "$list" --method $score --probe_csv "$TRUSTED_LIST" \
+        --select "$([ "$VALID" = trusted ] && echo last || echo "$SELECT")"
+    done
   done
   if [ -z "$weighted" ]; then return; fi
   local weights=$LOGS/weights warmup=$((EPOCHS / 10))

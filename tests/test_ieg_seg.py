@@ -232,6 +232,14 @@ def test_mistakes_are_one_line(more, says, tiny, tmp_path):
         launch(SCRIPT, tiny, tmp_path, "a", "--epochs", "1", *more)
 
 
+def test_a_probe_that_is_also_validated_on_is_said(tiny, tmp_path, capsys):
+    flags = ["--epochs", "1", "--method", "l2r"]
+    launch(SCRIPT, tiny, tmp_path, "a", *flags)
+    assert "5 images of" in (said := capsys.readouterr().err) and "are in the probe" in said
+    launch(SCRIPT, tiny, tmp_path, "b", *flags, "--select", "last")
+    assert "are in the probe" not in capsys.readouterr().err
+
+
 def test_an_exchanged_probe_is_another_run(tiny, tmp_path):
     copy = tiny / "probe_copy.csv"
     frame = pd.read_csv(tiny / "trusted.csv")

@@ -134,7 +134,9 @@ def test_l2r_and_ieg_ask_the_trusted_list():
     runs = [line for line in lines if "train_ieg_seg" in line]
     assert [line.split("--name ")[1].split()[0] for line in runs] == ["noise60/l2r_s0", "noise60/ieg_s0"]
     for method, line in zip(("l2r", "ieg"), runs, strict=True):
-        assert line.endswith(f"--method {method} --probe_csv runs/x/lists/both/trusted.csv")
+        assert line.endswith(f"--method {method} --probe_csv runs/x/lists/both/trusted.csv --select last")
+    (line,) = [line for line in dry_run(ONLY="l2r", SWEEP="x", VALID="noisy").stdout.splitlines() if "_seg" in line]
+    assert line.endswith("--select best") and "--valid_csv runs/x/lists/both/valid_noisy_60.csv" in line
     assert not any("train_ieg_seg" in line for line in dry_run(SWEEP="x").stdout.splitlines())
 
 

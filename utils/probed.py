@@ -9,7 +9,7 @@ import torch
 from utils.args import TrainArgs
 from utils.augment import photometric
 from utils.dataset import ListDataset, check_leak, open_lists, reading
-from utils.errors import InputError
+from utils.errors import InputError, warn
 from utils.images import IGNORE
 
 PROBE, STRONG = 1, 2  # streams of draws beside that of the images
@@ -111,6 +111,11 @@ def open_probed(args) -> list[ListDataset]:
     probe = ListDataset(args.probe_csv, **reading(args))
     if len(lists) == 3:
         check_leak(lists[2], probe)
+    both = len({*probe.real} & {*lists[1].real})
+    if both and args.select == "best":
+        warn(
+            f"{both} images of {args.valid_csv} are in the probe; they flatter the checkpoint it chooses: --select last"
+        )
     noisy = np.flatnonzero(probe.noisy == 1)
     if len(noisy):
         row = probe.frame.iloc[noisy[0]]
