@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from utils.args import TrainArgs, launch
+from utils.batches import Batches
 from utils.checkpoint import image_keys, load_network
 from utils.class_scores import class_table, format_table, mean_scores, read_names
 from utils.dataset import ListDataset
@@ -38,7 +39,7 @@ from utils.logs import read_record, replace_text
 from utils.own_size import evaluate_files
 from utils.plans import PlanArgs, check_plan, plan_of
 from utils.sources import digest
-from utils.steps import Batches, Steps
+from utils.steps import Steps
 
 
 @dataclass

@@ -10,10 +10,11 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 from torch.utils.data import DataLoader, Dataset
 
+from utils.batches import Batches
 from utils.evaluate import evaluate, evaluate_all, named
 from utils.metrics import pixel_counts, sample_scores, split_iou
 from utils.scores import pair_scores, ratio
-from utils.steps import Batches, Steps
+from utils.steps import Steps
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = {"iou", "miou", "dice", "bf", "bm"}

@@ -24,11 +24,12 @@ import utils.evaluate
 import utils.interrupt
 from utils.args import TrainArgs, launch
 from utils.averages import Averages
+from utils.batches import Batches
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.errors import InputError
 from utils.interrupt import RESUME, Paused, stop
 from utils.run import Run
-from utils.steps import Batches, Steps
+from utils.steps import Steps
 
 STEPS = 3  # of an epoch with the flags of test_scripts: 13 images in fours, and one alone, which is left out
 

@@ -634,7 +634,7 @@ LAYERS = [
     {"losses", "models", "noise_mixture", "noise_args", "mixing"},
     {"optim", "methods", "checkpoint", "augment", "generate_noisy_label"},
     {"dataset", "ema"},
-    {"support", "corrected", "steps", "pictures", "unlabelled", "probed", "labelled"},
+    {"support", "corrected", "batches", "steps", "pictures", "unlabelled", "probed", "labelled"},
     {"distill", "lad", "tagged"},
     {"run", "relabel", "teachers"},
     {"evaluate", "predict_mask", "get_weight", "audit_page", "audit_notes"},

@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from utils.batches import Batches
 from utils.checkpoint import bare, image_keys, load_weights
 from utils.errors import InputError, RankError, first_line, out_of_memory, writing
 from utils.interrupt import loader_processes
 from utils.logs import duration, read_jsonl, read_record, replace_text, to_disk
 from utils.models import build_model
-from utils.steps import Batches, Steps
+from utils.steps import Steps
 
 PACKAGES = ("torchvision", "segmentation-models-pytorch", "albumentations", "opencv-python-headless", "numpy", "pandas")
 # files whose content decides about the run
