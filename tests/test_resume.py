@@ -238,6 +238,24 @@ def test_pressed_twice_it_does_not_wait(root):
     assert run_in_fork(root, "a", before=ask)[0] == RESUME and time.time() - began < 30
 
 
+def test_a_request_that_a_library_takes_for_its_own_error_is_still_a_request():
+    """As pydantic does where a signal comes while albumentations is imported; an error of its own stays one."""
+
+    def importing(asked):
+        with stop.listening():
+            try:
+                if asked:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            except Paused as error:
+                raise ValueError("Error building serializer") from error
+            raise ValueError("no such thing")
+
+    with pytest.raises(Paused):
+        importing(True)
+    with pytest.raises(ValueError, match="no such thing"):
+        importing(False)
+
+
 def test_ctrl_c_that_the_parent_ignores_stays_ignored(tiny, tmp_path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -318,6 +319,25 @@ def test_two_processes_at_once_build_once(folder, capfd):
         one.join()
     assert sorted(count for count, _ in found) == [0, 12] and found[0][1] == found[1][1]
     assert capfd.readouterr().err.count("another process decodes these images") == 1
+
+
+def test_who_waits_to_fill_a_store_is_not_kept_waiting_by_those_that_share_it(tmp_path):
+    """Both find it empty; one fills it and never gives it up, since it waits for the other."""
+    first, found = utils.store.Store(tmp_path / "a", (3,)), []
+    (tmp_path / "a").mkdir()
+    first.lock = (tmp_path / "a/lock").open("a")
+    utils.store.fcntl.flock(first.lock, utils.store.fcntl.LOCK_SH)
+    second = threading.Thread(target=lambda: found.append(utils.store.Store(tmp_path / "a", (3,)).acquire(1e9)))
+    second.daemon = True
+    second.start()
+    time.sleep(0.2)  # it has looked by now, and wants to fill
+    utils.store.fcntl.flock(first.lock, utils.store.fcntl.LOCK_EX)
+    first.begin(True)
+    first.add(np.zeros((4, 4, 3), np.uint8), (4, 4), False, 1e9)
+    first.commit()
+    utils.store.fcntl.flock(first.lock, utils.store.fcntl.LOCK_SH)
+    second.join(timeout=10)
+    assert found == [True]
 
 
 def test_a_store_removed_while_a_process_waits_is_made_again(folder, monkeypatch):

@@ -39,6 +39,11 @@ class Stop:
         before = {s: signal.signal(s, self._note) for s in taken}
         try:
             yield
+        except Exception as error:
+            # a library that is not written in Python may have made an error of its own of `Paused`
+            if self.asked and not self.saves:
+                raise Paused from error
+            raise
         finally:
             self.asked = self.saves = False
             for number, handler in before.items():

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -115,14 +116,18 @@ class Store:
         If so it is locked against removal until `release`, else it is locked for this process to fill. Waits for
         another process that fills it; OSError where the folder cannot be written.
         """
+        patience = time.monotonic() + 1
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 self.lock = (self.folder / "lock").open("a")
             except FileNotFoundError:  # removed a moment ago by a process that made room
                 continue
+            # Nobody waits for one kind of lock: who has filled a store goes on sharing it for as long as it runs, and
+            # may itself wait for this process, as two processes of one training do.
             for how in (fcntl.LOCK_SH, fcntl.LOCK_EX):
-                self._wait(how)
+                if not self._locked(how):
+                    continue
                 if not self._still_there():
                     break
                 self.index = self._read_index(room)
@@ -131,6 +136,10 @@ class Store:
                         os.utime(self.folder / "index")  # the time of its last use
                     return self.index is not None
             self.release()
+            if time.monotonic() > patience:
+                say(f"{self.folder}: another process decodes these images; waiting for it")
+                patience = math.inf
+            time.sleep(0.02)
 
     def release(self) -> None:
         """Give up the lock and whatever was not committed."""
@@ -181,15 +190,12 @@ class Store:
         self.lock = None
         return mapped
 
-    def _wait(self, how):
-        patience = time.monotonic() + 1
-        while time.monotonic() < patience:
-            try:
-                return fcntl.flock(self.lock, how | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.02)
-        say(f"{self.folder}: another process decodes these images; waiting for it")
-        return fcntl.flock(self.lock, how)
+    def _locked(self, how):
+        try:
+            fcntl.flock(self.lock, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def _still_there(self):
         try:
