@@ -79,13 +79,18 @@ stage() { # a tool: what it prints is shown; its failure ends the sweep, since a
   "$PY" "$@" & # bash would hear a signal only after the end of a command in the foreground
   wait $!
 }
+# No command substitution while runs are at work: a signal that meets one makes bash print a syntax error of its own.
+any_at_work() { # takes the runs that have ended out of PIDS
+  local slot
+  for slot in "${!PIDS[@]}"; do kill -0 "${PIDS[slot]}" 2>/dev/null || unset "PIDS[slot]"; done
+  [ ${#PIDS[@]} -gt 0 ]
+}
 free_slot() { # sets SLOT, the first of the JOBS places whose run has ended
-  local running
-  while true; do
-    running=" $(jobs -rp | xargs) "
-    for ((SLOT = 0; SLOT < JOBS; SLOT++)); do [[ $running == *" ${PIDS[SLOT]:-free} "* ]] || return 0; done
+  while any_at_work; do
+    for ((SLOT = 0; SLOT < JOBS; SLOT++)); do [ -n "${PIDS[SLOT]:-}" ] || return 0; done
     wait -n || true
   done
+  SLOT=0
 }
 slot_gpus() { # the NPROC GPUs of place SLOT, among those that this process may use; they are shared if JOBS asks for more
   local all=() own="" k
@@ -167,13 +172,13 @@ await() { # log names of runs that what follows needs; the exit code of one that
   if [ -n "$DRY_RUN" ]; then return; fi
   local name
   for name in "$@"; do
-    while [ ! -s "$LOGS/logs/${name//\//_}.log.code" ] && [ -n "$(jobs -rp)" ]; do wait -n || true; done
+    while [ ! -s "$LOGS/logs/${name//\//_}.log.code" ] && any_at_work; do wait -n || true; done
     [ "$(code_of "$name")" = 0 ] || return "$(code_of "$name")"
   done
 }
 finish() { # wait for all runs, then say which failed
   if [ -n "$DRY_RUN" ]; then return; fi
-  while [ -n "$(jobs -rp)" ]; do wait -n || true; done
+  while any_at_work; do wait -n || true; done
   local name
   for name in "${!STARTED_RUNS[@]}"; do unfinished "$(code_of "$name")" "$LOGS/logs/${name//\//_}.log"; done
 }
