@@ -10,7 +10,7 @@
 #   DATA, TEST (clean test list)   NOISE="10 20 ... 60" (0: masks as they are)   OP=both|erode|dilate   LEVELS="6 10"
 #   KINDS="polygon missing:0.3+box:0.7" instead of OP and LEVELS: each word is a noise of its own, + mixes   SEVERITY="0.8" or several
 #   CLASSES=11 for masks of class indices (255 is ignored); KINDS is then jitter+polygon+missing+confusion if not given
-#   SEEDS="0 1 2"  EPOCHS  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  PRECISION  AUGMENT
+#   SEEDS="0 1 2"  EPOCHS  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  WIDTH (of PlainUNet)  PRECISION  AUGMENT
 #   TEACHER=trusted|folds  TRUSTED=20 or a list of clean masks  TEACHER_EPOCHS  VALID=trusted|noisy  SELECT=best|last  STUDENT_THETA
 #   ONLY="no_weight kd_bf gce" (rows; cleaned gce sce nr_dice t_loss early_correction
 #     spatial_correction l2r ieg run only where it names them; the last three use the trusted list in training)
@@ -33,13 +33,13 @@ NPROC=${NPROC:-1} DRY_RUN=${DRY_RUN:-} ONLY=${ONLY:-} SEEDS=${SEEDS:-0}
 OP=${OP:-both} LEVELS=${LEVELS:-6 10} NOISE=${NOISE:-60} TEACHER=${TEACHER:-trusted} TRUSTED=${TRUSTED:-20}
 CLASSES=${CLASSES:-1} KINDS=${KINDS:-} SEVERITY=${SEVERITY:-0.8}
 ARCH=${ARCH:-Unet} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none} OPTIMIZER=${OPTIMIZER:-adamw}
-LR=${LR:-1e-3} BATCH=${BATCH:-8} AUGMENT=${AUGMENT:-flip} SELECT=${SELECT:-best} TEST=${TEST:-}
+LR=${LR:-1e-3} BATCH=${BATCH:-8} WIDTH=${WIDTH:-64} AUGMENT=${AUGMENT:-flip} SELECT=${SELECT:-best} TEST=${TEST:-}
 if [ -n "${DATA:-}" ]; then SIZE=${SIZE:-321} EPOCHS=${EPOCHS:-40} FOLDS=${FOLDS:-3}
 else SIZE=${SIZE:-96} EPOCHS=${EPOCHS:-6} FOLDS=${FOLDS:-2}; fi
 whole EPOCHS
 TEACHER_EPOCHS=${TEACHER_EPOCHS:-$((EPOCHS > 60 ? EPOCHS : 60))}
 VALID=${VALID:-$TEACHER}
-whole SIZE BATCH NPROC TEACHER_EPOCHS FOLDS CLASSES ${JOBS:+JOBS}
+whole SIZE BATCH WIDTH NPROC TEACHER_EPOCHS FOLDS CLASSES ${JOBS:+JOBS}
 if [ "$CLASSES" -gt 1 ]; then
   [ -n "${DATA:-}" ] || fail "CLASSES=$CLASSES: the demo set has one class; name your own with DATA=list.csv"
   # there is no erosion and dilation of all classes at once
@@ -69,7 +69,7 @@ fi
 machine
 
 train_flags() { # FLAGS: what all runs of the sweep share
-  FLAGS=(--run_dir "$LOGS" --batch-size "$BATCH" --learning-rate "$LR" --size "$SIZE" --arch "$ARCH" --encoder "$ENCODER"
+  FLAGS=(--run_dir "$LOGS" --batch-size "$BATCH" --learning-rate "$LR" --size "$SIZE" --arch "$ARCH" --width "$WIDTH" --encoder "$ENCODER"
     --encoder-weights "$ENCODER_WEIGHTS" --optimizer "$OPTIMIZER" --weight-decay 1e-2 --scheduler cosine
     --precision "$PRECISION" --classes "$CLASSES")
 }
