@@ -24,7 +24,7 @@ machine() { # sets PY, GPUS, JOBS, PRECISION and LAUNCH, the words before a trai
   else
     # two small runs side by side use two cores better than one after the other
     local cores
-    cores=$(nproc)
+    cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # it would count their threads
     JOBS=${JOBS:-$((cores < 4 ? cores : 4))}
     if [ -z "${PRECISION:-}" ]; then grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo && PRECISION=bf16 || PRECISION=fp32; fi
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS * NPROC ? cores / (JOBS * NPROC) : 1))}

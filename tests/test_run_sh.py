@@ -298,6 +298,16 @@ def test_the_time_left_is_that_of_the_work_left(tmp_path):
     assert done.stdout == "; 1 of 3 runs, about 24 s left", done.stderr
 
 
+def test_threads_of_openmp_are_no_cores(tmp_path):
+    """The nproc of coreutils answers OMP_NUM_THREADS where it is set; a sweep still runs a job for every core."""
+    folder = stand_in(tmp_path / "a")
+    code = ". ./setup.sh; . ./sweep.sh; DRY_RUN=1 NPROC=1 MODE=sweep PRECISION=fp32; machine"
+    code += "; echo $JOBS $OMP_NUM_THREADS"
+    env = {k: v for k, v in os.environ.items() if k not in ("JOBS", "OMP_NUM_THREADS")} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["bash", "-euc", code], cwd=folder, capture_output=True, text=True, env=env)
+    assert done.stdout == f"{min(4, len(os.sched_getaffinity(0)))} 1\n", done.stderr
+
+
 def test_a_run_that_somebody_stopped_is_interrupted_not_failed(tmp_path):
     folder = stand_in(tmp_path / "a")
     done = sweep(folder, FAIL="co_teaching.py", CODE="75")
