@@ -18,7 +18,7 @@ from utils.args import TrainArgs, launch
 from utils.averages import Averages
 from utils.checkpoint import Checkpoint
 from utils.dataset import open_lists
-from utils.distill import DistillArgs, check_distill, distiller, each
+from utils.distill import ON_LOGITS, DistillArgs, check_distill, distiller, each, mixture
 from utils.errors import InputError
 from utils.evaluate import evaluate, named, test_once
 from utils.lad import LabelArgs, check_label, label_map
@@ -41,6 +41,8 @@ def main(args: Args) -> None:
     check_label(args)
     if args.draws < 1:
         raise InputError(f"--draws {args.draws}: must be 1 or more")
+    if args.draws > 1 and set(mixture(args.distill)) - ON_LOGITS:
+        raise InputError(f"--draws {args.draws}: averages predictions, not features; use --distill kl, cwd or dist")
     run = Run(args)
     if run.finished():
         return

@@ -18,7 +18,7 @@ from utils.checkpoint import Checkpoint
 from utils.dataset import open_lists
 from utils.errors import InputError
 from utils.evaluate import evaluate, named, plain, test_once
-from utils.lad import LabelArgs, check_label, consistency, label_map, shown
+from utils.lad import LabelArgs, check_label, consistency, label_map, painter, shown
 from utils.methods.robust_losses import build_loss, learnt
 from utils.optim import build_optimizer
 from utils.pictures import show
@@ -46,7 +46,7 @@ def main(args: Args) -> None:
     if run.finished():
         return
     train, valid, test = run.loaders(open_lists(args))
-    net, criterion = run.build(extra=1, extra_init=args.label_init), build_loss(args).to(run.device)
+    net, criterion = run.build(extra=1, extra_init=args.label_init, label=True), build_loss(args).to(run.device)
     optimizer, schedule = build_optimizer(args, net, len(train), criterion)
     checkpoint = Checkpoint(run, nets=[net], optimizers=[optimizer], schedules=[schedule], losses=[criterion])
     paintings = 2 if args.consistency_weight > 0 else 1
@@ -54,9 +54,9 @@ def main(args: Args) -> None:
     for epoch in checkpoint.epochs(args.epochs):
         stats = Averages(run, lr=schedule.get_last_lr()[0])
         for batch in run.batches(train, epoch, [net]):
-            mask = batch["mask"]
+            mask, draws = batch["mask"], painter(run.device)
             with run.autocast():
-                views = net(batch["image"], *(label_map(args, mask) for _ in range(paintings)))
+                views = net(batch["image"], *(label_map(args, mask, draws) for _ in range(paintings)))
             views = views if paintings > 1 else (views,)
             losses = [criterion(view, mask) for view in views]
             apart = consistency(args, views, mask)

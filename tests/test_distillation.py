@@ -219,6 +219,7 @@ def test_all_void_is_zero_with_a_graph():
     valid = annotated(labels, 3)
     memory = Memory(3, 3, 3, 20)
     losses = [pixel_kl(student, teacher, 1.0, valid), channel_wise(student, teacher, 4.0, valid)]
+    losses += [dist(student, teacher, valid=valid)]
     losses += [intra_class_variation(student, teacher, labels, 3), attention_transfer(student, teacher, valid)]
     losses += memory(student, teacher, labels, lambda keys: keys)
     for loss in losses:
@@ -356,7 +357,46 @@ def test_grid_is_a_mean_of_squares_also_at_a_rim():
     assert to_grid(maps, 2).flatten().tolist() == [3, 5, 6.5, 10.5, 12.5, 14]
     assert to_grid(maps, 1) is maps
     mask = torch.arange(36).view(1, 6, 6).byte()
-    assert labels_on(mask, (2, 2)).flatten().tolist() == [7, 10, 25, 28]  # the centres
+    assert labels_on(mask, 3).flatten().tolist() == [7, 10, 25, 28]  # the centres
+    assert labels_on(mask, 1) is mask
+
+
+@pytest.mark.parametrize("size", [33, 37, 50, 100])
+def test_a_cell_has_a_label_of_its_own_pixels_also_where_it_is_cut_off(size):
+    """The mask says in which cell a pixel lies."""
+    row = torch.arange(size) // 8
+    mask = (row[:, None] * 13 + row).byte()[None]
+    cells = torch.arange(row.max() + 1)
+    assert torch.equal(labels_on(mask, 8)[0], (cells[:, None] * 13 + cells).byte())
+
+
+def test_void_pixels_have_no_part_in_their_cell():
+    """Pixels of 255 in cells whose centre has a label: no value and no gradient comes from them."""
+    maps, mask = random(1, 3, 8, 8).requires_grad_(), torch.zeros(1, 8, 8, dtype=torch.uint8)
+    mask[:, :1], mask[:, 4:, 4:] = 255, 255
+    keep = annotated(mask, 3)
+    grid = to_grid(maps, 4, keep)
+    assert torch.allclose(grid[0, :, 0, 0], maps[0, :, 1:4, :4].mean((1, 2)))
+    assert grid[0, :, 1, 1].eq(0).all() and grid.isfinite().all()
+    assert gradient(grid.square().sum(), maps).masked_select(~keep[:, None]).eq(0).all()
+    assert torch.equal(to_grid(maps, 4, torch.ones_like(keep)), to_grid(maps, 4))
+
+
+def test_very_negative_logits_are_not_taken_for_void():
+    student, teacher = random(1, 2, 4, 4) - 2e5, random(1, 2, 4, 4, seed=1)
+    valid = torch.ones(1, 4, 4, dtype=torch.bool)
+    valid[:, :2] = False
+    found = channel_wise(student, teacher - 2e5, 4.0, valid)
+    assert found.item() == pytest.approx(channel_wise(student[:, :, 2:], teacher[:, :, 2:] - 2e5).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [40, 37])
+def test_interpolated_features_lie_where_the_cells_are(size):
+    """A map that says where it is, at a quarter of the resolution; 37 pixels: the last cell is cut off."""
+    place = F.avg_pool2d(torch.arange(64.0).view(1, 1, 1, 64).expand(1, 1, 64, 64) + 0.5, 16)
+    left = (64 - size) // 2
+    found = on_grid(place, (size, size), 64, 8)[0, 0, 0]
+    assert found.tolist() == pytest.approx([left + 4 + 8 * k for k in range(5)], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +432,7 @@ def test_mixture_has_usual_weights_and_given_ones():
     assert mixture("cirkd") == CIRKD and mixture("cirkd:2")["cirkd_pixel"] == pytest.approx(0.2)
     assert mixture("cirkd:0,kl:0") == {} and mixture("") == {}
     assert mixture(",".join(WEIGHTS)) == WEIGHTS
-    for wrong in ("kd", "kl:x", "kl:-1", "kl:nan", ":3"):
+    for wrong in ("kd", "kl:x", "kl:-1", "kl:nan", ":3", "kl,kl:2", "cirkd,cirkd_pixel"):
         with pytest.raises(InputError, match="--distill"):
             mixture(wrong)
 
@@ -405,6 +445,9 @@ def test_mixture_has_usual_weights_and_given_ones():
         (["--distill", ""], "say with --distill"),
         (["--cwd-temperature", "0"], "--cwd-temperature 0.0: must be above 0"),
         (["--distill", "skd", "--distill-stride", "1"], "--distill-stride 1"),
+        (["--distill", "skd", "--distill-stride", "2"], "--distill-stride 2"),
+        (["--distill-stride", "64"], "--distill-stride 64: is more than --size"),
+        (["--distill", ","], "--distill ,: names no loss"),
         (["--distill", "cirkd", "--compile"], "--compile: features cannot"),
         (["--distill", "kd"], "--distill kd: use NAME"),
     ],

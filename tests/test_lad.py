@@ -244,11 +244,14 @@ def test_agreement_is_symmetric_and_zero_between_equals(kind):
 # scripts
 
 
-def test_teacher_that_is_not_shown_the_label_is_the_baseline(tiny, tmp_path):
-    flags = ["--epochs", "2", "--augment", "flip"]
+@pytest.mark.parametrize(
+    ("arch", "stem"), [("PlainUNet", "net.down.0.0.weight"), ("DeepLabV3", "net.encoder.conv1.weight")]
+)
+def test_teacher_that_is_not_shown_the_label_is_the_baseline(arch, stem, tiny, tmp_path):
+    """DeepLabV3 has dropout, whose draws are not those of the label maps."""
+    flags = ["--epochs", "2", "--augment", "flip", "--arch", arch, "--encoder", "resnet18"]
     plain = launch(BASE, tiny, tmp_path, "plain", *flags)[0]
     blind = launch(TEACHER, tiny, tmp_path, "blind", *flags, "--code-gain", "0", "--consistency-weight", "0")[0]
-    stem = "net.down.0.0.weight"
     assert torch.equal(plain.pop(stem), blind.pop(stem)[:, :3]) and same(plain, blind)
     rows, other = rows_of(tmp_path / "plain"), rows_of(tmp_path / "blind")
     assert [row["train_loss"] for row in rows[:2]] == [row["train_loss"] for row in other[:2]]
@@ -343,6 +346,8 @@ def test_mistakes_are_one_line(tiny, tmp_path):
         launch(STUDENT, tiny, tmp_path, "a", "--teacher", str(tiny / "teacher.pt"))
     with pytest.raises(InputError, match="--draws 0"):
         launch(STUDENT, tiny, tmp_path, "a", "--draws", "0")
+    with pytest.raises(InputError, match="--draws 2: averages predictions, not features"):
+        launch(STUDENT, tiny, tmp_path, "a", "--draws", "2", "--distill", "cwd,at")
     with pytest.raises(InputError, match="--code-noise"):
         launch(TEACHER, tiny, tmp_path, "a", "--code-noise", "-1")
     with pytest.raises(InputError, match="--consistency-weight"):

@@ -54,6 +54,8 @@ def mixture(text: str) -> dict[str, float]:
             raise InputError(f"--distill {word}: use NAME or NAME:WEIGHT; names are {', '.join(WEIGHTS)} and cirkd")
         factor = 1.0 if weight is None else weight
         for part, usual in parts.items():
+            if part in found:
+                raise InputError(f"--distill {text}: {part} is there twice")
             found[part] = usual * factor if name == "cirkd" or weight is None else factor
     return {name: weight for name, weight in found.items() if weight > 0}
 
@@ -67,12 +69,17 @@ def check_distill(args, needed: bool = False) -> None:
         raise InputError("--teacher: say with --distill what it teaches, e.g. --distill cwd")
     if (needed or args.distill) and not args.teacher:
         raise InputError("--teacher: name the checkpoint of the teacher, e.g. runs/teacher/best.pt")
+    if args.teacher and not args.distill.strip(", "):
+        raise InputError(f"--distill {args.distill}: names no loss; kl:0 leaves the teacher out")
+    if 0 < args.size < args.distill_stride:
+        raise InputError(f"--distill-stride {args.distill_stride}: is more than --size {args.size}")
     on_features = set(mixture(args.distill)) - ON_LOGITS
     if on_features and args.compile:
         names = ", ".join(sorted(on_features))
         raise InputError(f"--compile: features cannot be read from a compiled network; leave it or {names} out")
-    if on_features and args.distill_stride == 1:
-        raise InputError("--distill-stride 1: features are compared pair by pair, which is too much; use 4 or more")
+    if on_features and args.distill_stride < 4:
+        wanted = f"--distill-stride {args.distill_stride}"
+        raise InputError(f"{wanted}: features are compared pair by pair, which is too much; use 4 or more")
 
 
 def distiller(run, student, test=None, labelled: bool = False) -> "Distiller":
@@ -87,7 +94,7 @@ def distiller(run, student, test=None, labelled: bool = False) -> "Distiller":
     model = about["model"]
     if model["classes"] != run.args.classes:
         raise InputError(f"--teacher {path}: has {model['classes']} classes, this run {run.args.classes} (--classes)")
-    if bool(model.get("extra")) != labelled:
+    if model.get("label", bool(model.get("extra"))) != labelled:
         how = ("was not trained", "train_distill.py") if labelled else ("was trained", "train_lad_student.py")
         raise InputError(f"--teacher {path}: {how[0]} with the label as an input; use {how[1]}")
     if test is not None and "images" in about:
@@ -145,8 +152,9 @@ class Distiller(nn.Module):
         if not self.weights:
             return {}
         released, stride = self.args.distill_compat == "released", self.args.distill_stride
-        logits, target = (to_grid(dense(z), stride) for z in (logits, target))
-        labels = labels_on(mask, logits.shape[2:])
+        known = None if released else annotated(mask, self.args.classes)
+        logits, target = (to_grid(dense(z), stride, known) for z in (logits, target))
+        labels = labels_on(mask, stride)
         valid = None if released else annotated(labels, self.args.classes)
         losses = self._of_logits(logits, target, valid, released)
         if self.taps:
@@ -157,7 +165,7 @@ class Distiller(nn.Module):
     def _of_logits(self, logits, target, valid, released):
         a, found = self.args, {}
         if "kl" in self.weights:
-            found["kl"] = pixel_kl(logits, target, a.kl_temperature, valid)
+            found["kl"] = pixel_kl(logits, target, a.kl_temperature, valid, released)
         if "cwd" in self.weights:
             found["cwd"] = channel_wise(logits, target, a.cwd_temperature, valid)
         if "dist" in self.weights:

@@ -43,6 +43,11 @@ def label_map(args, mask: Tensor, generator: torch.Generator | None = None) -> T
     return noised_label(mask, codes, args.code_noise, args.code_gain, pixels, args.code_smooth)
 
 
+def painter(device) -> torch.Generator:
+    """The draws of one step's label maps, which leave those of the network, its dropout, as they are without them."""
+    return torch.Generator(device).manual_seed((torch.initial_seed() + 1) % 2**63)
+
+
 def shown(args, device) -> Callable:
     """How a network is evaluated that is shown the label: a function (net, batch) -> logits, with the same draws in
     every evaluation, whatever was drawn before.
@@ -55,6 +60,7 @@ def consistency(args, views: tuple[Tensor, ...], mask: Tensor) -> Tensor:
     """--consistency-weight x the distance of two views' logits (N, C, H, W) on a grid; 0 for one view."""
     if len(views) == 1:
         return torch.zeros((), device=mask.device)
-    grids = [to_grid(dense(view), args.consistency_stride) for view in views]
-    valid = annotated(labels_on(mask, grids[0].shape[2:]), args.classes)
+    stride, known = args.consistency_stride, annotated(mask, args.classes)
+    grids = [to_grid(dense(view), stride, known) for view in views]
+    valid = None if known is None else labels_on(known, stride)
     return args.consistency_weight * agreement(*grids, args.consistency_loss, args.consistency_temperature, valid)

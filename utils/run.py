@@ -55,18 +55,18 @@ class Run(Steps):
             self._open_folder()
         self.seed_everything(args.seed)
 
-    def build(self, index=0, arch: str = "", encoder: str = "", around=None, extra: int = 0, extra_init: str = "rgb"):
+    def build(self, index=0, arch="", encoder="", around=None, extra: int = 0, extra_init="rgb", label: bool = False):
         """The network of the flags (the `index`-th of several), initialised from the seed, wrapped for this device.
 
         `around`, a function, puts it into a larger module first. With `extra` channels of input it is the same network,
-        as far as it sees the image.
+        as far as it sees the image; `label` says that they show it the label.
         """
         a = self.args
         self.seed_everything(a.seed + 10_007 * index)
         arch, encoder = arch or a.arch, encoder or a.encoder
         net = build_model(arch, encoder, a.encoder_weights, a.classes, a.width, extra, extra_init)
         model = {"arch": arch, "encoder": encoder, "classes": a.classes, "width": a.width, "size": a.size}
-        model |= {"extra": extra} if extra else {}
+        model |= {"extra": extra, "label": label} if extra else {}
         self.about["models"].append(model)
         if a.load:
             load_weights(net, a.load, index)

@@ -11,20 +11,33 @@ from torch import Tensor
 
 from utils.images import IGNORE
 
-FAR = -1e4  # a logit whose probability is 0 in float32
+FAR = torch.finfo(torch.float32).min / 2  # a logit whose probability is 0 beside any other
 
 
-def to_grid(maps: Tensor, stride: int) -> Tensor:
-    """(N, C, H, W) averaged over squares of `stride` pixels: (N, C, ceil(H / stride), ceil(W / stride)) float32."""
+def to_grid(maps: Tensor, stride: int, keep: Tensor | None = None) -> Tensor:
+    """(N, C, H, W) averaged over squares of `stride` pixels: (N, C, ceil(H / stride), ceil(W / stride)) float32.
+
+    Of the pixels where `keep` (N, H, W) is True, if it is given; 0 for a cell without any.
+    """
     maps = maps.float()
-    return F.avg_pool2d(maps, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else maps
+    if stride == 1:
+        return maps
+    if keep is None:
+        return _cells(maps, stride)
+    share = _cells(keep[:, None].float(), stride)
+    return _cells(maps.masked_fill(~keep[:, None], 0.0), stride) / share.where(share > 0, 1.0)
 
 
-def labels_on(mask: Tensor, size) -> Tensor:
-    """The label at the centre of every cell of a grid of `size` (h, w): (N, H, W) uint8 -> (N, h, w) uint8."""
-    if mask.shape[1:] == tuple(size):
+def labels_on(mask: Tensor, stride: int) -> Tensor:
+    """The label at the centre of every cell of `stride` pixels: (N, H, W) uint8 -> (N, ceil(H / stride), ...) uint8."""
+    if stride == 1:
         return mask
-    return F.interpolate(mask[:, None], tuple(size), mode="nearest-exact")[:, 0]
+    # the last cell may be cut off: its centre is that of what is left of it
+    starts = [torch.arange(0, n, stride, device=mask.device) for n in mask.shape[1:]]
+    rows, columns = (
+        (first + (first + stride).clamp(max=n)) // 2 for first, n in zip(starts, mask.shape[1:], strict=True)
+    )
+    return mask[:, rows[:, None], columns]
 
 
 def annotated(mask: Tensor, classes: int) -> Tensor | None:
@@ -70,11 +83,15 @@ def dist(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0
     s, t = (_log_probabilities(z.float()).exp().movedim(1, 3).flatten(0, 2) for z in (student, teacher.detach()))
     weight = s.new_ones(len(s), 1) if valid is None else valid.reshape(-1, 1).float()
     classes = s.new_ones(1, s.shape[1])
-    loss = gamma * (1 - _correlation(s, t, weight, 0)).mean()
+    loss = gamma * (1 - _correlation(s, t, weight, 0)).mean() * weight.any()
     if s.shape[1] == 2:
         return loss
     between = (1 - _correlation(s, t, classes, 1)) * weight[:, 0]
     return loss + beta * between.sum() / weight.sum().clamp(min=1)
+
+
+def _cells(maps, stride):
+    return F.avg_pool2d(maps, stride, ceil_mode=True, count_include_pad=False)
 
 
 def _log_probabilities(logits):

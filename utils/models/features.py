@@ -46,9 +46,10 @@ def on_grid(features: Tensor, size, padded: int, stride: int) -> Tensor:
     if full == list(size) and list(features.shape[2:]) == cells:
         return features
     where = features.new_zeros(1, 2, 3)
-    for row, (n, whole) in enumerate(zip(reversed(size), reversed(full), strict=True)):
-        where[0, row, row] = n / whole
-        where[0, row, 2] = (2 * ((whole - n) // 2) + n) / whole - 1
+    for row, (n, whole, count) in enumerate(zip(reversed(size), reversed(full), reversed(cells), strict=True)):
+        wide = count * stride  # the last cell may reach beyond the image
+        where[0, row, row] = wide / whole
+        where[0, row, 2] = (2 * ((whole - n) // 2) + wide) / whole - 1
     where = where.expand(len(features), 2, 3)
     grid = F.affine_grid(where, [len(features), 1, *cells], align_corners=False)
     return F.grid_sample(features, grid, padding_mode="border", align_corners=False)
