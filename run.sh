@@ -12,7 +12,7 @@
 #   CLASSES=11 for masks of class indices (255 is ignored); KINDS is then jitter+polygon+missing+confusion if not given
 #   SEEDS="0 1 2"  EPOCHS  SIZE  BATCH  LR  OPTIMIZER  ARCH  ENCODER  ENCODER_WEIGHTS  WIDTH (of PlainUNet)  PRECISION  AUGMENT
 #   TEACHER=trusted|folds  TRUSTED=20 or a list of clean masks  TEACHER_EPOCHS  VALID=trusted|noisy  SELECT=best|last  STUDENT_THETA
-#   ONLY="no_weight kd_bf gce" (rows; cleaned gce sce nr_dice t_loss early_correction
+#   ONLY="no_weight kd_bf gce" (rows; teacher_both kd_both cleaned gce sce nr_dice t_loss early_correction
 #     spatial_correction l2r ieg run only where it names them; the last three use the trusted list in training)
 #   NPROC (torchrun processes a run)  JOBS (runs at a time; each has its own NPROC GPUs)
 #   SWEEP (its name; all it writes is in runs/SWEEP)  DRY_RUN=1 (print the command lines, ready to be executed)
@@ -27,7 +27,7 @@ cd "$(dirname "$0")"
 
 MODE=${1:-sweep}
 ROWS="clean no_weight teacher_miou teacher_bf teacher_bm teacher_pixel kd_miou kd_bf kd_bm kd_pixel"
-ROWS+=" decoupling co_teaching co_teaching+ weights" MORE_ROWS="cleaned gce sce nr_dice t_loss early_correction spatial_correction l2r ieg"
+ROWS+=" decoupling co_teaching co_teaching+ weights" MORE_ROWS="teacher_both kd_both cleaned gce sce nr_dice t_loss early_correction spatial_correction l2r ieg"
 [ "$MODE" = paper ] || [ "$MODE" = sweep ] || fail "./run.sh $MODE: say nothing, or 'paper'"
 NPROC=${NPROC:-1} DRY_RUN=${DRY_RUN:-} ONLY=${ONLY:-} SEEDS=${SEEDS:-0}
 OP=${OP:-both} LEVELS=${LEVELS:-6 10} NOISE=${NOISE:-60} TEACHER=${TEACHER:-trusted} TRUSTED=${TRUSTED:-20}
@@ -96,12 +96,15 @@ weights() { # noise, training list, folder of weights: the teacher's masks, the 
   local list=$2 masks=$LOGS/masks/$TEACHER checkpoints=("${TEACHERS[@]/#/$LOGS/}") how=(--folds "$FOLDS")
   checkpoints=("${checkpoints[@]/%//last.pt}")
   if [ "$TEACHER" = trusted ]; then how=(--trusted); else masks+=_$1; fi
-  if wanted teacher_pixel || wanted kd_pixel; then masks=$LOGS/masks/${TEACHER}_$1 how+=(--support); fi
+  if wanted teacher_pixel || wanted kd_pixel || [[ $ONLY == *_both* ]]; then masks=$LOGS/masks/${TEACHER}_$1 how+=(--support); fi
   SUPPORT_LIST=${masks}_support.csv
   await "${TEACHERS[@]}" &&
     stage utils/predict_mask.py --list "$list" --checkpoint "${checkpoints[@]}" "${how[@]}" --out "$masks" \
       --precision "$PRECISION" &&
     stage utils/get_weight.py --list "$list" --teacher "$masks" --name "$TEACHER" --classes "$CLASSES" --out "$3" &&
+    { [[ $ONLY != *_both* ]] ||
+      stage utils/get_weight.py --list "$SUPPORT_LIST" --teacher "$masks" --name "$TEACHER" --classes "$CLASSES" --score bf \
+        --out "$LOGS/both"; } &&
     { [[ $ONLY != *cleaned* ]] ||
       stage utils/get_weight.py --list "$list" --teacher "$masks" --name "$TEACHER" --classes "$CLASSES" --out "$3" \
         --score bf --write-labels; }
@@ -198,6 +201,11 @@ one_ratio() { # ratio, folder of lists, name of this noise: every row, all seeds
         --student-theta "$STUDENT_THETA"
     done
     row kd_pixel train_with_KDweight.py "$SUPPORT_LIST" --level pixel --warmup "$warmup"
+    if [[ $ONLY == *_both* ]]; then
+      score=$LOGS/both/$(basename "$SUPPORT_LIST" .csv)_${TEACHER}_weight_bfscore.csv
+      row teacher_both train_with_Teacher_weight.py "$score" --level both
+      row kd_both train_with_KDweight.py "$score" --level both --warmup "$warmup"
+    fi
     if [[ $ONLY == *cleaned* ]]; then row cleaned train_without_weight.py "${stem%_weight}_cleaned_bf.csv"; fi
   done
 }

@@ -59,7 +59,7 @@ def main(args: Args) -> None:
     if run.finished():
         return
     train, valid, test = run.loaders(open_weighted(args))
-    quality, pixel = args.quality, args.level == "pixel"
+    quality, pixel = args.quality, args.level != "sample"
     if quality == "auto" and not pixel:
         quality = weight_score(train.dataset.frame, args.train_csv)
     theta = args.student_theta or args.theta

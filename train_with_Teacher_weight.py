@@ -2,7 +2,7 @@
 
 Paper    Liang et al., "NLKD: using coarse annotations for semantic segmentation based on knowledge distillation",
          ICASSP 2021, the rows without KD. The weights come from utils/get_weight.py; those of --level pixel from
-         utils/predict_mask.py --support, after the authors' later BAKD (2025).
+         utils/predict_mask.py --support, after the authors' later BAKD (2025); --level both, our own, takes both.
 Run      python train_with_Teacher_weight.py --train_csv WEIGHTS.csv --valid_csv VALID.csv --test_csv TEST.csv --name bf
 2 GPUs   torchrun --standalone --nproc_per_node=2 train_with_Teacher_weight.py ... (same flags)
 Results  benchmarks/nlkd.md
@@ -35,7 +35,7 @@ def main(args: WeightArgs) -> None:
             with run.autocast():
                 logits = net(batch["image"])
             loss = criterion(logits, batch["mask"])
-            if args.level == "pixel":
+            if args.level != "sample":
                 product, weight = weigh_pixels(logits, batch, 0.0, args, criterion.per_pixel)
             else:
                 weight = mix_weights(batch["weight"], None, 0.0, args.weight_floor)

@@ -11,6 +11,7 @@ from utils import predict_mask
 from utils.args import TrainArgs, WeightArgs, parse
 from utils.errors import InputError
 from utils.images import read_image, read_mask
+from utils.label_quality import trust
 from utils.lists import read_list
 from utils.losses import per_image_loss
 from utils.methods.weighting import contour_trust, given_probability, mean_of_pixels, pixel_weights, weigh_pixels
@@ -81,6 +82,32 @@ def test_no_weight_exceeds_the_trust_of_its_place():
     assert weight[9].item() == pytest.approx(1 - np.exp(-0.5)) == weight[10].item()
     assert weight[8].item() == pytest.approx(1 - np.exp(-1.5))
     assert weight[0] == 1
+
+
+def test_bad_masks_count_by_their_sure_pixels_and_good_ones_whole():
+    """By hand: support 0.95, 0.85 and 0.2; trust 0.1 and 1. The student turns the second pixel, not the third."""
+    support = torch.tensor([[[242, 217, 51]]] * 2, dtype=torch.uint8)
+    mask, faith = torch.zeros(2, 1, 3, dtype=torch.uint8), torch.tensor([0.1, 1.0])
+    found = pixel_weights(support, None, 0.0, mask, guard=0, trust=faith)
+    assert torch.allclose(found, torch.tensor([[[1, 0.1, 0.1]], [[1.0, 1, 1]]]))
+    student = torch.tensor([[[0.99, 0.99, 0.99]]] * 2)
+    found = pixel_weights(support, student, 0.5, mask, guard=0, trust=faith)
+    assert torch.allclose(found[0], torch.tensor([[1.0, 1, 0.1]]))
+    mask[:, :, 1:] = 1
+    found = pixel_weights(support, None, 0.0, mask, guard=1.0, trust=faith)[0, 0]
+    assert found[0].item() == pytest.approx(1 - np.exp(-0.5)) and found[2].item() == pytest.approx(0.1)
+    assert pixel_weights(support, None, 0.0, mask, 0, 0.3, faith)[0].min() == pytest.approx(0.3)
+
+
+def test_trust_tells_two_groups_apart_and_never_falls():
+    rng = np.random.default_rng(0)
+    good, bad = rng.normal(0.5, 0.1, 60).clip(0, 1), rng.normal(0.08, 0.04, 90).clip(0, 1)
+    scores = np.concatenate([bad, good])
+    found = trust(scores)
+    assert np.median(found[90:]) > 0.95 and np.median(found[:90]) < 0.05
+    assert ((found >= 0) & (found <= 1)).all() and (np.diff(found[np.argsort(scores)]) >= 0).all()
+    alike = rng.normal(0.5, 0.05, 150)
+    assert np.array_equal(trust(alike), alike)
 
 
 def test_probability_of_the_given_label_of_one_class_and_of_many():
@@ -213,6 +240,25 @@ def test_full_support_without_guard_is_the_baseline(tiny, tmp_path):
     pixel = ["--train_csv", "full.csv", "--level", "pixel", "--guard", "0", *flags]
     found = launch(TEACHER, tiny, tmp_path, "pixel", *pixel)
     assert all(torch.equal(base[0][k], found[0][k]) for k in base[0])
+
+
+@pytest.mark.parametrize("script", [TEACHER, KD])
+def test_training_with_both_weights(script, tiny, supported, tmp_path):
+    """Masks of weight 1 count whole, whatever their pixels' support: the baseline bit for bit; others less."""
+    flags = ["--epochs", "2", "--augment", "flip", "--test_csv", ""] + ["--warmup", "1"] * (script == KD)
+    frame = pd.read_csv(supported / "masks_noisy_support.csv").assign(weight=1.0, bf=1.0)
+    frame.to_csv(tiny / "whole.csv", index=False)
+    frame.assign(weight=0.2, bf=0.2).to_csv(tiny / "part.csv", index=False)
+    base = launch("train_without_weight.py", tiny, tmp_path, "base", "--train_csv", "noisy.csv", *flags[:5], "")
+    whole = launch(script, tiny, tmp_path, "whole", "--train_csv", "whole.csv", "--level", "both", *flags)
+    assert all(torch.equal(base[0][k], whole[0][k]) for k in base[0])
+    launch(script, tiny, tmp_path, "part", "--train_csv", "part.csv", "--level", "both", "--sure", "0.5", *flags)
+    assert all(0.2 <= row["train_weight"] < 1 for row in rows_of(tmp_path / "part")[:2])
+    frame.drop(columns=["weight", "bf"]).to_csv(tiny / "none.csv", index=False)
+    with pytest.raises(InputError, match="no column `weight`"):
+        launch(script, tiny, tmp_path, "a", "--train_csv", "none.csv", "--level", "both", *flags)
+    with pytest.raises(InputError, match=r"--sure 1\.5"):
+        launch(script, tiny, tmp_path, "a", "--train_csv", "whole.csv", "--level", "both", "--sure", "1.5", *flags)
 
 
 def test_missing_support_is_one_line(tiny, tmp_path):

@@ -75,8 +75,15 @@ class TrainArgs:
 class WeightArgs(TrainArgs):
     weight_floor: Annotated[float, "no sample weight is smaller than this"] = 0.0
     normalise: Annotated[Literal["batch", "weight"], "divide a batch's loss by its images, or by its weights"] = "batch"
-    level: Annotated[Literal["sample", "pixel"], "a weight an image, or a pixel (lists with column support)"] = "sample"
-    guard: Annotated[float, "level pixel: pixels from the contour of the mask over which trust returns; 0: none"] = 1.0
+    level: Annotated[
+        Literal["sample", "pixel", "both"],
+        "a weight an image; a pixel (lists with column support); both (columns weight and support): masks whose scores "
+        "are good count whole, others by the pixels that are --sure",
+    ] = "sample"
+    guard: Annotated[
+        float, "level pixel, both: pixels from the contour of the mask over which trust returns; 0: none"
+    ] = 1.0
+    sure: Annotated[float, "level both: a pixel of a bad mask counts if its label has this probability"] = 0.9
 
 
 @dataclass
@@ -258,9 +265,11 @@ def check_loss(args: TrainArgs) -> None:
     if args.compat == "nlkd" and args.loss != "ce":
         raise InputError(f"--loss {args.loss}: the released code has cross entropy only; leave --compat nlkd out")
     for flag, other in (("unit", "image"), ("level", "sample")):
-        if getattr(args, flag, "") == "pixel" and args.loss in ("nr_dice", "t_loss"):
+        if getattr(args, flag, other) != other and args.loss in ("nr_dice", "t_loss"):
             remedy = f"use --{flag} {other}, or --loss ce, gce or sce"
-            raise InputError(f"--{flag} pixel --loss {args.loss}: this loss is one of a whole image; {remedy}")
+            raise InputError(
+                f"--{flag} {getattr(args, flag)} --loss {args.loss}: this loss is one of a whole image; {remedy}"
+            )
     if not 0 <= args.gce_q <= 1:
         raise InputError(f"--gce-q {args.gce_q}: must lie between 0 and 1")
     if not 1 <= args.dice_gamma <= 2:

@@ -170,8 +170,35 @@ def _usable(values) -> tuple[float, float]:
     return middle, max(spread, 0.4)
 
 
+def trust(values: np.ndarray) -> np.ndarray:
+    """The chance that a mask is of the better of two groups, (n,) in [0, 1], by its score, (n,) in [0, 1].
+
+    It never falls as the score rises. Where the scores do not fall into two groups, it is the score itself.
+    """
+    logit = _logit(values)
+    groups = _two_groups(logit)
+    if groups is None:
+        return values
+    means = groups.means_.ravel()
+    # beyond its mean a narrow group would leave what is better, or worse, to the wide one
+    chance = groups.predict_proba(logit.clip(means.min(), means.max())[:, None])[:, means.argmax()]
+    order = np.argsort(logit, kind="stable")
+    found = np.empty_like(chance)
+    found[order] = np.maximum.accumulate(chance[order])
+    return found
+
+
 def _better_group(logit: np.ndarray) -> tuple[float, float] | None:
     """Mean and deviation of the higher of two groups; None where (n,) values do not fall into two."""
+    groups = _two_groups(logit)
+    if groups is None:
+        return None
+    best = groups.means_.ravel().argmax()
+    return float(groups.means_.ravel()[best]), float(np.sqrt(groups.covariances_.ravel()[best]))
+
+
+def _two_groups(logit):
+    """The mixture of two normal distributions that (n,) values fall into; None where they do not."""
     if len(logit) < _GROUPS or np.ptp(logit) == 0:
         return None
     from sklearn.mixture import GaussianMixture  # a second to import, only needed here
@@ -180,10 +207,7 @@ def _better_group(logit: np.ndarray) -> tuple[float, float] | None:
     one, two = (GaussianMixture(k, n_init=k, random_state=0, reg_covar=1e-2).fit(x) for k in (1, 2))
     mean, variance = two.means_.ravel(), two.covariances_.ravel()
     apart = np.ptp(mean) / np.sqrt(variance.mean())
-    if one.bic(x) - two.bic(x) < _CLEAR or apart < 2:
-        return None
-    best = mean.argmax()
-    return float(mean[best]), float(np.sqrt(variance[best]))
+    return None if one.bic(x) - two.bic(x) < _CLEAR or apart < 2 else two
 
 
 def suggest(scores: dict[str, np.ndarray], by: list[str], reasons: list[str], cuts=(2.0, 3.0)) -> list[str]:

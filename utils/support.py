@@ -8,6 +8,7 @@ import numpy as np
 from utils.dataset import ListDataset, open_lists
 from utils.errors import InputError
 from utils.images import check_sizes, read_mask
+from utils.label_quality import trust
 from utils.store import stamp_files
 
 ANY = 256  # classes: every grey value is one
@@ -35,7 +36,7 @@ class SupportedDataset(ListDataset):
     def _stamp(self):
         if "support" not in self.frame:
             remedy = "write the list with utils/predict_mask.py --support"
-            raise InputError(f"{self.path}: no column `support`, which --level pixel needs; {remedy}")
+            raise InputError(f"{self.path}: no column `support`, which --level pixel and both need; {remedy}")
         self.support = [str(Path(self.root, name)) for name in self.frame["support"]]
         images, masks = super()._stamp()
         found = stamp_files(self.support)
@@ -61,7 +62,17 @@ def _split(batch: dict) -> dict:
 
 
 def open_weighted(args) -> list[ListDataset]:
-    """`open_lists` with weights for the training images, or, with --level pixel, support for their pixels."""
-    if args.level == "pixel" and args.compat == "nlkd":
-        raise InputError("--level pixel: the released code has one weight an image; leave --compat nlkd out")
-    return open_lists(args, kind=SupportedDataset) if args.level == "pixel" else open_lists(args, weighted=True)
+    """`open_lists` with weights for the training images, with --level pixel support for their pixels.
+
+    With --level both there are both, and a weight says how far the mask is to be trusted: `trust` of its score.
+    """
+    if args.level != "sample" and args.compat == "nlkd":
+        raise InputError(f"--level {args.level}: the released code has one weight an image; leave --compat nlkd out")
+    if not 0 <= args.sure <= 1:
+        raise InputError(f"--sure {args.sure}: must lie between 0 and 1")
+    if args.level == "sample":
+        return open_lists(args, weighted=True)
+    train, *others = open_lists(args, weighted=args.level == "both", kind=SupportedDataset)
+    if args.level == "both":
+        train.weight = trust(train.weight).astype(np.float32)
+    return [train, *others]

@@ -13,8 +13,8 @@ from utils.errors import InputError, warn
 from utils.logs import read_jsonl, read_record
 
 SCORES = {"test_iou": "IoU", "test_miou": "mIoU", "test_dice": "Dice", "test_bf": "BF"}
-ORDER = ("teacher", "clean", "no_weight", "teacher_miou", "teacher_bf", "teacher_bm", "teacher_pixel")
-ORDER += ("kd_miou", "kd_bf", "kd_bm", "kd_pixel")
+ORDER = ("teacher", "clean", "no_weight", "teacher_miou", "teacher_bf", "teacher_bm", "teacher_pixel", "teacher_both")
+ORDER += ("kd_miou", "kd_bf", "kd_bm", "kd_pixel", "kd_both")
 # they saw what no row of the comparison does: clean masks, trusted ones, all of them, or the label of a test image
 BOUNDS = ("clean", "teacher", "all_masks", "lad_teacher")
 BOUNDS += ("ce_stage1", "cce_stage1", "cce_pct_stage1")  # or its image-level classes

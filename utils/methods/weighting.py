@@ -101,17 +101,26 @@ def _box(maps):
     return torch.maximum(torch.maximum(maps[..., :-2], maps[..., 1:-1]), maps[..., 2:])
 
 
-def pixel_weights(support: Tensor, student: Tensor | None, share: float, mask: Tensor, guard: float = 1.0, floor=0.0):
+def pixel_weights(
+    support: Tensor, student: Tensor | None, share: float, mask: Tensor, guard=1.0, floor=0.0, trust=None, sure=0.9
+):
     """The weight of every pixel, (N, H, W) in [0, 1]: exp(-[T CE_student + (1 - T) CE_teacher]) = s^T t^(1 - T).
 
     `support` (N, H, W) uint8 is the teacher's p(given label) x 255, `student` the network's own (`given_probability`),
     which may be None while `share`, T, is 0. With a `guard` no weight exceeds `contour_trust`. Source: BAKD (2025).
+
+    With the `trust` in every mask, (N,) in [0, 1], this project's own: pixels whose weight is `sure` or more count, the
+    others as much as their mask is trusted.
     """
     weight = (support.float() / 255) ** (1 - share)
     if share > 0:
         weight = weight * student**share
+    if trust is not None:
+        weight = (weight >= sure).float()
     if guard > 0:
         weight = torch.minimum(weight, contour_trust(mask, guard))
+    if trust is not None:
+        weight = torch.maximum(weight, trust[:, None, None])
     return weight.clamp(min=floor) if floor > 0 else weight
 
 
@@ -128,8 +137,8 @@ def weigh_pixels(logits: Tensor, batch: dict, share: float, args, loss=per_pixel
 
     `loss` maps logits and mask to a value of every pixel, (N, H, W).
     """
-    mask = batch["mask"]
+    mask, trust = batch["mask"], batch.get("weight")
     student = given_probability(logits, mask) if share > 0 else None
-    weight = pixel_weights(batch["support"], student, share, mask, args.guard, args.weight_floor)
+    weight = pixel_weights(batch["support"], student, share, mask, args.guard, args.weight_floor, trust, args.sure)
     product = mean_of_pixels(weight * loss(logits, mask), mask, args.classes)
     return product, mean_of_pixels(weight, mask, args.classes)
