@@ -48,10 +48,7 @@ def main(args: Args) -> None:
     judged = args.method == "l2r" or (args.method == "ieg" and (args.relabel or args.reweight))
     scale = 1024.0 if args.precision == "fp16" else 1.0  # of the probe's loss
 
-    if args.eval:
-        return finish(run, checkpoint, {"test": checkpoint.chosen("last")[2]}, test)
-
-    for epoch in checkpoint.epochs(args.epochs):
+    for epoch in checkpoint.reopened() if args.eval else checkpoint.epochs(args.epochs):
         stats = Averages(run, lr=schedule.get_last_lr()[0])
         for batch in run.batches(train, epoch, [net]):
             views, label = [batch["image"]], one_hot(batch["label"], classes)
@@ -87,12 +84,16 @@ def main(args: Args) -> None:
                 follow(run, at_cycle_end, average, 0.0)
             stats.add(batch["noisy"], loss=loss)
             stats.add(**{f"loss_{name}": part[None] for name, part in parts.items()})
+        step = schedule.last_epoch  # a run that was stopped after the last step of a pass goes on here
         scores = named("valid", accuracy(run, average, test))
         if ends & set(range(step - len(train) + 1, step + 1)):
             scores |= named("valid_cycle_end", accuracy(run, at_cycle_end, test))
         run.log(epoch=epoch, step=step, seconds=run.seconds(), **stats.result(), **scores)
         checkpoint.save(epoch, scores["valid_accuracy"], net=1)
-    finish(run, checkpoint, {"test": average} | ({"test_cycle_end": at_cycle_end} if ends else {}), test)
+    tested = {"test": average}
+    if any(end <= schedule.last_epoch for end in ends):
+        tested["test_cycle_end"] = at_cycle_end
+    finish(run, checkpoint, tested, test)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from test_scripts import ROOT, Interrupted, interrupt_after, rows_of, same
 
 import train_ieg
 from utils import policies
+from utils.accuracy import accuracy
 from utils.args import parse
 from utils.checkpoint import read_checkpoint
 from utils.ema import take_buffers
@@ -218,6 +219,43 @@ def test_interrupted_between_epochs_and_inside_one_it_ends_on_the_same_bits(meth
     assert all(map(same, whole, parts)) and rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
 
 
+@pytest.mark.parametrize("method", ["supervised", "l2r", "ieg"])
+def test_stopped_in_the_evaluation_it_ends_on_the_same_bits(method, folder, tmp_path, monkeypatch):
+    flags = ["--method", method, "--first-period", "3"]
+    whole = launch(folder, tmp_path, "whole", *flags)
+
+    def asking(*args):
+        stop.asked = True
+        return accuracy(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Paused), stop.listening():
+        patch.setattr(train_ieg, "accuracy", asking)
+        launch(folder, tmp_path, "parts", *flags)
+    parts = launch(folder, tmp_path, "parts", *flags)
+    assert all(map(same, whole, parts)) and rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
+
+
+def test_what_is_saved_inside_the_first_pass_is_tested_by_its_average(folder, tmp_path, monkeypatch, capsys):
+    flags, step, tested = ["--method", "l2r"], Steps.step, []
+
+    def asking(self, *args, **how):
+        stop.asked = True
+        return step(self, *args, **how)
+
+    def seeing(run, net, loader):
+        tested.append({name: value.clone() for name, value in net.state_dict().items()})
+        return {"accuracy": 0.0}
+
+    with monkeypatch.context() as patch, pytest.raises(Paused), stop.listening():
+        patch.setattr(Steps, "step", asking)
+        launch(folder, tmp_path, "a", *flags)
+    monkeypatch.setattr("utils.accuracy.accuracy", seeing)
+    net, average, _ = launch(folder, tmp_path, "a", *flags, "--eval")
+    assert len(tested) == 1 and same(tested[0], average) and not same(tested[0], net)
+    with pytest.raises(InputError, match="b: nothing is saved there that could be tested; train first"):
+        launch(folder, tmp_path, "b", *flags, "--eval")
+
+
 def test_what_is_logged_and_written(folder, tmp_path, capsys):
     launch(folder, tmp_path, "a", "--first-period", "3")
     row, last = rows_of(tmp_path / "a")[0], rows_of(tmp_path / "a")[-1]
@@ -230,7 +268,9 @@ def test_what_is_logged_and_written(folder, tmp_path, capsys):
     assert 0.1 < (labels["label"] != labels["truth"]).mean() < 0.6
     capsys.readouterr()
     launch(folder, tmp_path, "a", "--first-period", "3", "--eval")
-    assert f"test_accuracy {last['test_accuracy']:.4f}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"test_accuracy {last['test_accuracy']:.4f}" in said
+    assert f"test_cycle_end_accuracy {last['test_cycle_end_accuracy']:.4f}" in said
     assert rows_of(tmp_path / "a")[-1] == last
     frame = labels.assign(label=0)
     frame.to_csv(tmp_path / "a/labels.csv", index=False)
