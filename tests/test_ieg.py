@@ -248,6 +248,23 @@ def test_every_pixel_has_its_own_unrolled_derivative(classes):
             close(score, definition, 1e-12)
 
 
+def test_a_difference_drops_the_same_in_both_passes():
+    """In float32; with masks of their own the two passes would differ by the masks, not by the step."""
+    torch.manual_seed(8)
+    net = nn.Sequential(*list(Convolutions())[:-1], nn.Dropout(0.5), nn.Conv2d(6, 3, 1)).train()
+    x, label = torch.randn(4, 3, 8, 8), ieg.one_hot(torch.randint(0, 3, (4, 8, 8)), 3)
+    own = parameters_of(net)
+    _, direction = gradient(net, own, lambda forward: ieg.soft_loss(forward(x), label).mean())
+    found = []
+    for how in ("jvp", "difference"):
+        torch.manual_seed(9)
+        (z,), (dz,) = derivative(net, own, direction, lambda forward: (forward(x),), how)
+        found.append((z, dz.flatten(), torch.rand(1)))
+    close(found[0][0], found[1][0], 1e-5)
+    assert torch.corrcoef(torch.stack([found[0][1], found[1][1]]))[0, 1] > 0.99
+    assert found[0][2] == found[1][2]  # and leaves the generator where one pass does
+
+
 def test_what_is_judged_without_relabelling_is_the_loss_of_the_given_labels():
     torch.manual_seed(7)
     net = nn.Sequential(Convolutions(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().train()
