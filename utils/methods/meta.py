@@ -83,8 +83,8 @@ def derivative(net: nn.Module, parameters: Named, direction: Named, compute: Cal
     """(values, derivatives along `direction`) of the tensors of `compute`(forward), tuples; no gradient is kept.
 
     `how` "jvp": forward-mode differentiation, one pass that also carries tangents. "difference": the finite difference
-    of two plain passes with the same dropout, for networks with an operation that has no forward derivative; in float32,
-    since it subtracts numbers that are nearly equal. InputError for a network of that kind with "jvp".
+    of two plain passes with the same dropout, for networks with an operation that has no forward derivative; in
+    float32, since it subtracts numbers that are nearly equal. InputError for a network of that kind with "jvp".
     """
 
     def at(parameters):
