@@ -50,8 +50,8 @@ class ProbedDataset(ListDataset):
 
     They are drawn for every batch, each as often as any other or once more, under the augmentation of the images, so
     that a mask without foreground is seldom among them. With `views` also `strong` (B, H, W, 3), the images of the
-    batch with changed colours, blurred and with a grey square (CutOut), and `clean` (B, H, W), the clean masks, where the
-    list names them. Draws are keyed by (seed, epoch, image).
+    batch with changed colours, blurred and with a grey square (CutOut), and `clean` (B, H, W), the clean masks, where
+    the list names them. Draws are keyed by (seed, epoch, image).
     """
 
     def follow(self, probe: ListDataset, views: bool) -> None:
