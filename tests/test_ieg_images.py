@@ -1,5 +1,6 @@
 """IEG and L2R on images with labels: noise, probe, views, networks against the original's numbers, and the script."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ from utils.interrupt import Paused, stop
 from utils.label_noise import COARSE, noisy_labels, per_class_of, split_probe, transition
 from utils.labelled import Labelled, centre, open_labelled, read_dataset, shifted, zoomed
 from utils.models.classify import build_classifier, decay_groups
+from utils.run import Run
 from utils.steps import Steps
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -501,6 +503,29 @@ def test_released_numbers(folder):
     flags = ("--data-root", str(folder), "--probe-dataset-hold-ratio", "0.195")
     sizes = [len(open_labelled(args("small", *flags, *more))[0].probe) for more in ([], ["--compat", "released"])]
     assert sizes == [20, 10]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_statistics_are_shared_by_gpus_only_where_they_are_wanted(together, monkeypatch):
+    class Net(torch.nn.Module):
+        def to(self, *where, **how):
+            return self
+
+    converted, here = [], SimpleNamespace(device=torch.device("cuda", 0), world=2, args=SimpleNamespace(compile=False))
+    monkeypatch.setattr(torch.nn.SyncBatchNorm, "convert_sync_batchnorm", lambda net: converted.append(1) or net)
+    monkeypatch.setattr("utils.run.DistributedDataParallel", lambda net, device_ids: net)
+    Run.wrap(here, Net(), together=together)
+    assert converted == [1] * together
+
+
+@pytest.mark.slow
+def test_memory_of_a_step_is_that_of_a_process_of_its_own(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    speed = importlib.import_module("ieg_speed")
+    monkeypatch.setattr(sys, "argv", ["ieg_speed.py", "--network-name", "small", "--batch", "2", "--cpu"])
+    assert speed.peak_alone("l2r") > 50 * 2**20
+    speed.report({"plain": 100, "l2r": 300}, {}, {"plain": 2**20, "l2r": 3 * 2**20})
+    assert "| l2r | 3.00x | 3 |" in capsys.readouterr().out
 
 
 @pytest.mark.slow
