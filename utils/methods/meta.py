@@ -19,7 +19,7 @@ from utils.models.views import batch_statistics
 
 Named = dict[str, Tensor]  # a tensor for every parameter of a network, by its name
 # length of a finite difference, as a share of the parameters' own length: a deep network that has not learnt bends so
-# much that 1e-3 points elsewhere, and below 1e-6 float32 rounds the difference away
+# much that 1e-3 points elsewhere, and from 1e-6 on float32 begins to round the difference
 RELATIVE = 1e-5
 
 
