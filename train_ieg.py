@@ -35,7 +35,7 @@ def main(args: Args) -> None:
     train, test = run.loader(data[0], train=True), run.loader(data[1])
     args.epochs = max(1, round(args.max_iteration / len(train)))
     run.seed_everything(args.seed)
-    net = run.wrap(ManyViews(build_classifier(args.network_name, classes, args.preact_relu)))
+    net = run.wrap(ManyViews(build_classifier(args.network_name, classes, args.preact_relu)), together=False)
     first = args.first_period or len(train)
     optimizer = torch.optim.SGD(decay_groups(net, args.network_name, args.decay), args.learning_rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -44,14 +44,12 @@ def main(args: Args) -> None:
     own = bare(net).net
     average, at_cycle_end = teacher_of(own), teacher_of(own)
     checkpoint = Checkpoint(run, nets=[own, average, at_cycle_end], optimizers=[optimizer], schedules=[schedule])
-    ends = set(cycle_ends(first, args.epochs * len(train), args.t_mul))
+    released = args.compat == "released"
+    ends = set(cycle_ends(first, args.epochs * len(train), args.t_mul, rounded=released))
     judged = args.method == "l2r" or (args.method == "ieg" and (args.relabel or args.reweight))
     scale = 1024.0 if args.precision == "fp16" else 1.0  # of the probe's loss
 
-    if args.eval:
-        return finish(run, checkpoint, {"test": checkpoint.chosen("last")[2]}, test)
-
-    for epoch in checkpoint.epochs(args.epochs):
+    for epoch in checkpoint.reopened() if args.eval else checkpoint.epochs(args.epochs):
         stats = Averages(run, lr=schedule.get_last_lr()[0])
         for batch in run.batches(train, epoch, [net]):
             views, label = [batch["image"]], one_hot(batch["label"], classes)
@@ -71,28 +69,36 @@ def main(args: Args) -> None:
                 with run.autocast():
                     verdict = judge(own, logits[:2], views, label, (probe, truth), momentum, args, scale)
                 stats.add(**log_of(verdict, pseudo, batch))
-                stats.add(batch["noisy"], weight=verdict.weight, kept=verdict.keep.float())
+                stats.add(batch["noisy"], **verdict.of_labels())
                 stats.keep(weight=verdict.weight)
             loss = soft_loss(logits[0], label)
             parts = {"omega": loss.mean()} if args.method == "supervised" else {}
             parts = parts or label_losses(logits[0], label, pseudo, verdict, args)
             if args.method == "ieg":
                 parts |= further_losses(logits, mixed, truth, pseudo, args)
+            step = schedule.last_epoch + 1
+            behind = released and args.method == "supervised"  # there the average follows before the update
+            if behind:
+                follow(run, average, own, average_decay(step, args.ema_decay), buffers=False)
             run.step(net, optimizer, schedule, total(parts, args.ce_factor, args.consistency_factor))
-            step = schedule.last_epoch
-            follow(run, average, own, average_decay(step, args.ema_decay), args.compat == "none")
-            if args.compat == "released":
+            if not behind:
+                follow(run, average, own, average_decay(step, args.ema_decay), buffers=not released)
+            if released:
                 take_buffers(average, own)
             if step in ends:
                 follow(run, at_cycle_end, average, 0.0)
             stats.add(batch["noisy"], loss=loss)
             stats.add(**{f"loss_{name}": part[None] for name, part in parts.items()})
+        step = schedule.last_epoch  # a run that was stopped after the last step of a pass goes on here
         scores = named("valid", accuracy(run, average, test))
         if ends & set(range(step - len(train) + 1, step + 1)):
             scores |= named("valid_cycle_end", accuracy(run, at_cycle_end, test))
         run.log(epoch=epoch, step=step, seconds=run.seconds(), **stats.result(), **scores)
         checkpoint.save(epoch, scores["valid_accuracy"], net=1)
-    finish(run, checkpoint, {"test": average} | ({"test_cycle_end": at_cycle_end} if ends else {}), test)
+    tested = {"test": average}
+    if any(end <= schedule.last_epoch for end in ends):
+        tested["test_cycle_end"] = at_cycle_end
+    finish(run, checkpoint, tested, test)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from utils.evaluate import evaluate, named, test_once
 from utils.losses import per_image_loss
 from utils.methods.ieg import pseudo_label
 from utils.methods.ieg_images import total
-from utils.methods.ieg_maps import agreement, draw_mixture, judge, label_losses, mixed_losses
-from utils.methods.weighting import mean_of_pixels
+from utils.methods.ieg_maps import against_clean, agreement, draw_mixture, judge, label_losses, mixed_losses
 from utils.models.views import ManyViews
 from utils.optim import build_optimizer
 from utils.pictures import show
@@ -64,12 +63,13 @@ def main(args: Args) -> None:
             if "strong" in batch and args.consistency_factor > 0:
                 parts |= agreement(out, others[0], mask, args.classes)
             run.step(net, optimizer, schedule, total(parts, args.ce_factor, args.consistency_factor))
-            weight = mean_of_pixels(verdict.factor, mask, args.classes)
-            kept = mean_of_pixels(verdict.keep.float(), mask, args.classes)
-            stats.add(batch["noisy"], loss=loss, weight=weight, kept=kept)
+            decided = verdict.of_images(mask, args.classes)
+            stats.add(batch["noisy"], loss=loss, **decided)
+            if "clean" in batch:
+                stats.add(**against_clean(verdict, mask, batch["clean"], args.classes))
             stats.add(probe_loss=verdict.probe_loss[None], effective_share=verdict.share[None])
             stats.add(**{f"loss_{name}": part[None] for name, part in parts.items()})
-            stats.keep(weight=weight, kept=kept)
+            stats.keep(**decided)
         scores = evaluate(run, nets[0], valid)
         run.log(epoch=epoch, seconds=run.seconds(), **stats.result(), **named("valid", scores))
         show(run, epoch, nets[0], train.dataset, stats)

@@ -3,13 +3,15 @@
 Run     python benchmarks/ieg_speed.py --network-name resnet29 --batch 16 --rounds 5
         python benchmarks/ieg_speed.py --network-name wrn28-10 --batch 100 --precision bf16    # on a GPU
 A step is forward and backward pass, update, and what the method does besides; no data are read. Operations are those of
-convolutions and matrix products. Seconds are medians, on a CPU of the process, so that others do not count. Memory is
-the peak that torch held on a GPU; on a CPU it is not measured. "double back-propagation" is L2R by the gradient of a
-gradient, as the definition has it.
+convolutions and matrix products. Seconds are medians, on a CPU of the process, so that others do not count; --rounds 0
+leaves them out. Memory is the peak that torch held on a GPU; on a CPU that of a process of its own for each step, with
+Python and torch in it. "double back-propagation" is L2R by the gradient of a gradient, as the definition has it.
 """
 
 import argparse
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -46,26 +48,41 @@ def main() -> None:
     flags.add_argument("--network-name", default="resnet29")
     flags.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     flags.add_argument("--cpu", action="store_true")
+    flags.add_argument("--peak-of", default="", help=argparse.SUPPRESS)  # what the script asks of itself
     a = flags.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() and not a.cpu else "cpu")
+    if a.peak_of:
+        return print(own_peak(step_of(a, device, PARTS[a.peak_of])))
+    # before anything is built here, since a process begins with the peak of the one that starts it
+    memory = {name: peak_alone(name) for name in PARTS} if device.type == "cpu" else {}
     steps = {name: step_of(a, device, more) for name, more in PARTS.items()}
     times, found = {name: [] for name in steps}, {}
     for name, step in steps.items():
         step()
         with FlopCounterMode(display=False) as counter:
             step()
-        found[name] = counter.get_total_flops(), peak(step, device)
+        found[name] = counter.get_total_flops()
+        if device.type != "cpu":
+            memory[name] = peak(step)
     for _ in range(a.rounds):  # in turn, so that a slow moment meets all of them
         for name, step in steps.items():
             times[name].append(clock(step, device))
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{a.network_name}, {a.batch} images of {a.size}, {a.precision}, {where}, torch {torch.__version__}")
-    print("| step | operations | seconds | ms | peak MiB |\n|---|---|---|---|---|")
-    plain = statistics.median(times["plain"])
-    for name, (flops, memory) in found.items():
-        seconds = statistics.median(times[name])
-        numbers = f"{flops / found['plain'][0]:.2f}x | {seconds / plain:.2f}x | {1000 * seconds:.0f}"
-        print(f"| {name} | {numbers} | {'' if memory is None else f'{memory / 2**20:.0f}'} |")
+    report(found, times if a.rounds else {}, memory)
+
+
+def report(found: dict, times: dict, memory: dict) -> None:
+    """Print the table: operations, seconds where they were taken, bytes; a line for every step."""
+    print(
+        f"| step | operations | {'seconds | ms | ' if times else ''}peak MiB |\n|---|---|{'---|---|' * bool(times)}---|"
+    )
+    for name, flops in found.items():
+        cells = [name, f"{flops / found['plain']:.2f}x"]
+        if times:
+            seconds, plain = (statistics.median(times[one]) for one in (name, "plain"))
+            cells += [f"{seconds / plain:.2f}x", f"{1000 * seconds:.0f}"]
+        print(f"| {' | '.join(cells)} | {memory[name] / 2**20:.0f} |")
 
 
 def step_of(a, device, more):
@@ -134,10 +151,20 @@ def clock(step, device) -> float:
     return time.perf_counter() - began
 
 
-def peak(step, device) -> int | None:
+def peak_alone(name: str) -> int:
+    """The most memory that a process of its own held in two steps of a kind, in bytes, by the flags of this one."""
+    words = [sys.executable, __file__, *sys.argv[1:], "--peak-of", name]
+    return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+
+def own_peak(step) -> int:
+    """The most memory that this process held until two steps were done, in bytes."""
+    step(), step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def peak(step) -> int:
     """The most memory that torch held on a GPU during a step, in bytes."""
-    if device.type == "cpu":
-        return None
     torch.cuda.reset_peak_memory_stats()
     step()
     return torch.cuda.max_memory_allocated()

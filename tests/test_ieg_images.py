@@ -1,6 +1,8 @@
 """IEG and L2R on images with labels: noise, probe, views, networks against the original's numbers, and the script."""
 
+import importlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +20,18 @@ from test_scripts import ROOT, Interrupted, interrupt_after, rows_of, same
 
 import train_ieg
 from utils import policies
+from utils.accuracy import accuracy
 from utils.args import parse
 from utils.checkpoint import read_checkpoint
-from utils.ema import take_buffers
+from utils.class_folders import Pixels
+from utils.ema import follow, take_buffers
 from utils.errors import InputError
+from utils.ieg_args import check_ieg
 from utils.interrupt import Paused, stop
 from utils.label_noise import COARSE, noisy_labels, per_class_of, split_probe, transition
-from utils.labelled import Labelled, Pixels, centre, open_labelled, read_dataset, shifted, zoomed
+from utils.labelled import Labelled, centre, open_labelled, read_dataset, shifted, zoomed
 from utils.models.classify import build_classifier, decay_groups
+from utils.run import Run
 from utils.steps import Steps
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -135,6 +141,19 @@ def test_operations_do_what_their_levels_say():
         assert done(name, 7).shape == pixels.shape
 
 
+def test_two_operations_run_the_other_way_for_imagenet():
+    """Solarize inverts what is at least 25.6 x level there, and Posterize keeps 0.4 x level bits, at least one."""
+    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+
+    def done(name, level):
+        return np.asarray(policies.operate(Image.fromarray(pixels), name, level, np.random.default_rng(0), large=True))
+
+    assert (done("Solarize", 3) == np.where(pixels < 76, pixels, 255 - pixels)).all()
+    assert (done("Solarize", 10) == pixels).all() and (done("Solarize", 0) == 255 - pixels).all()
+    for level, mask in ((10, 0b11110000), (6, 0b11000000), (2, 0b10000000)):
+        assert (done("Posterize", level) == pixels & mask).all()
+
+
 def test_views():
     rng, image = np.random.default_rng(0), np.random.default_rng(1).integers(1, 256, (32, 32, 3)).astype(np.uint8)
     assert shifted(image, 2, rng, 0).shape == image.shape
@@ -196,6 +215,12 @@ def test_ieg_without_its_parts_is_the_baseline(folder, tmp_path):
     assert not same(plain[0], launch(folder, tmp_path, "l2r", "--method", "l2r")[0])
 
 
+def test_names_of_the_released_flags_are_known():
+    flags = ["--dataset", "cifar10_uniform_0", "--meta_stepsize", "0.2", "--cos-t-mul", "2", "--cos_m_mul", "0.8"]
+    args = parse(train_ieg.Args, [*flags, "--probe-hold-ratio", "0.004"])
+    assert (args.meta_step, args.t_mul, args.m_mul, args.probe_dataset_hold_ratio) == (0.2, 2.0, 0.8, 0.004)
+
+
 @pytest.mark.parametrize("method", ["supervised", "l2r", "ieg"])
 def test_interrupted_between_epochs_and_inside_one_it_ends_on_the_same_bits(method, folder, tmp_path, monkeypatch):
     flags = ["--method", method]
@@ -218,6 +243,43 @@ def test_interrupted_between_epochs_and_inside_one_it_ends_on_the_same_bits(meth
     assert all(map(same, whole, parts)) and rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
 
 
+@pytest.mark.parametrize("method", ["supervised", "l2r", "ieg"])
+def test_stopped_in_the_evaluation_it_ends_on_the_same_bits(method, folder, tmp_path, monkeypatch):
+    flags = ["--method", method, "--first-period", "3"]
+    whole = launch(folder, tmp_path, "whole", *flags)
+
+    def asking(*args):
+        stop.asked = True
+        return accuracy(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Paused), stop.listening():
+        patch.setattr(train_ieg, "accuracy", asking)
+        launch(folder, tmp_path, "parts", *flags)
+    parts = launch(folder, tmp_path, "parts", *flags)
+    assert all(map(same, whole, parts)) and rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
+
+
+def test_what_is_saved_inside_the_first_pass_is_tested_by_its_average(folder, tmp_path, monkeypatch, capsys):
+    flags, step, tested = ["--method", "l2r"], Steps.step, []
+
+    def asking(self, *args, **how):
+        stop.asked = True
+        return step(self, *args, **how)
+
+    def seeing(run, net, loader):
+        tested.append({name: value.clone() for name, value in net.state_dict().items()})
+        return {"accuracy": 0.0}
+
+    with monkeypatch.context() as patch, pytest.raises(Paused), stop.listening():
+        patch.setattr(Steps, "step", asking)
+        launch(folder, tmp_path, "a", *flags)
+    monkeypatch.setattr("utils.accuracy.accuracy", seeing)
+    net, average, _ = launch(folder, tmp_path, "a", *flags, "--eval")
+    assert len(tested) == 1 and same(tested[0], average) and not same(tested[0], net)
+    with pytest.raises(InputError, match="b: nothing is saved there that could be tested; train first"):
+        launch(folder, tmp_path, "b", *flags, "--eval")
+
+
 def test_what_is_logged_and_written(folder, tmp_path, capsys):
     launch(folder, tmp_path, "a", "--first-period", "3")
     row, last = rows_of(tmp_path / "a")[0], rows_of(tmp_path / "a")[-1]
@@ -230,7 +292,9 @@ def test_what_is_logged_and_written(folder, tmp_path, capsys):
     assert 0.1 < (labels["label"] != labels["truth"]).mean() < 0.6
     capsys.readouterr()
     launch(folder, tmp_path, "a", "--first-period", "3", "--eval")
-    assert f"test_accuracy {last['test_accuracy']:.4f}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"test_accuracy {last['test_accuracy']:.4f}" in said
+    assert f"test_cycle_end_accuracy {last['test_cycle_end_accuracy']:.4f}" in said
     assert rows_of(tmp_path / "a")[-1] == last
     frame = labels.assign(label=0)
     frame.to_csv(tmp_path / "a/labels.csv", index=False)
@@ -262,6 +326,16 @@ def test_settings_run(more, folder, tmp_path):
         (["--ce-factor", "-1"], "--ce-factor -1.0: must be 0 or more"),
         (["--grad-eps-init", "2"], "--grad-eps-init 2.0: must lie between 0 and 1"),
         (["--t-mul", "0.5"], "--t-mul 0.5: must be 1 or more"),
+        (["--cos-t-mul", "nan"], "--t-mul nan: must be 1 or more"),
+        (["--seed", "-1"], "--seed -1: must be 0 or more"),
+        (["--workers", "-5"], "--workers -5: must be -1 or more"),
+        (["--weight-decay", "nan"], "--weight-decay nan: must be 0 or more, or -1"),
+        (["--weight-decay", "-5"], "--weight-decay -5.0: must be 0 or more, or -1"),
+        (["--temperature", "inf"], "--temperature inf: must be a positive number"),
+        (["--learning-rate", "inf"], "--learning-rate inf: must be a positive number"),
+        (["--test-images", "5"], "--test-images 5: fewer than the 10 classes"),
+        (["--train-images", "5"], "--train-images 5: fewer than the 10 classes"),
+        (["--dataset", "webvisionmini", "--aug-type", "randaug"], "--aug-type randaug: webvisionmini has"),
         (["--dataset", "webvisionmini"], "train: 10 class folders; 50 are needed"),
     ],
 )
@@ -285,6 +359,95 @@ def test_webvision_mini_is_read_from_folders_and_zoomed(tmp_path):
     assert batch["image"][1].unique().tolist() == [49] and batch["truth"].tolist() == [0, 49]
     assert (batch["probe"][0, 0, 0, 0] == batch["probe_label"][0]).all()
     assert test.__getitems__([7])["image"].unique().tolist() == [7]
+
+
+def write_folders(root, part, names, count=1, shape=(8, 8)):
+    for name in names:
+        (root / part / name).mkdir(parents=True)
+        for i in range(count):
+            cv2.imwrite(str(root / part / name / f"{i}.png"), np.full((*shape, 3), i, np.uint8))
+
+
+def opened(root, dataset="cifar10_uniform_0.4", *more):
+    return open_labelled(parse(train_ieg.Args, ["--dataset", dataset, "--data-root", str(root), *more]))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            ("test/airplane", "test/zeppelin"),
+            "test: lacks airplane and has besides zeppelin; its class folders must be",
+        ),
+        (("test/airplane", ""), "test: lacks airplane; its class folders must be those of .*train"),
+        (("", "train/aardvark"), "test: lacks aardvark; its class folders must be those"),
+        (("train/truck/0.png", "train/truck/0.txt"), "train: no image .* in truck; every class needs some"),
+        (("test/truck/0.png", "test/truck/0.txt"), "test: no image .* in truck; every class needs some"),
+        (("test", ""), "test: lacks airplane, automobile"),
+    ],
+)
+def test_class_folders_are_those_of_the_data_set_in_both_parts(change, says, tmp_path):
+    for part in ("train", "test"):
+        write_folders(tmp_path, part, CLASSES)
+    old, new = change
+    if old and new:
+        (tmp_path / old).rename(tmp_path / new)
+    elif old:
+        shutil.rmtree(tmp_path / old)
+    else:
+        (tmp_path / new).mkdir()
+    with pytest.raises(InputError, match=says):
+        opened(tmp_path, "cifar10_uniform_0.4", "--method", "supervised", "--probe-per-class", "0")
+
+
+def test_class_folders_are_as_many_as_the_data_set_has(folder):
+    with pytest.raises(InputError, match=r"train: 10 class folders \(airplane.*\); cifar100 has 100"):
+        opened(folder, "cifar100_uniform_0.4")
+
+
+@pytest.mark.parametrize("rename", [lambda k, name: f"{k:02d}", lambda k, name: f"{k}_{name}", lambda k, name: name])
+def test_asymmetric_noise_takes_the_classes_in_their_order(rename, tmp_path):
+    for part in ("train", "test"):
+        write_folders(tmp_path, part, [rename(k, name) for k, name in enumerate(CLASSES)], 2)
+    train, _, _ = opened(tmp_path, "cifar10_asymmetric_1", "--probe-per-class", "1")
+    assert train.labels.tolist() == [0, 1, 0, 5, 7, 3, 6, 7, 8, 1]
+    (tmp_path / "train" / rename(1, "automobile")).rename(tmp_path / "train/car")
+    (tmp_path / "test" / rename(1, "automobile")).rename(tmp_path / "test/car")
+    with pytest.raises(
+        InputError, match=r"asymmetric noise needs class 1 \(automobile\) in this place; name the folders"
+    ):
+        opened(tmp_path, "cifar10_asymmetric_1", "--probe-per-class", "1")
+    assert opened(tmp_path, "cifar10_uniform_1", "--probe-per-class", "1")[2] == 10
+
+
+@pytest.mark.parametrize(
+    ("part", "count", "says"),
+    [
+        ("probe", 1, "probe/n007: 1 images of the probe, 2 are wanted; --dataset webvisionmini_1"),
+        ("probe", 0, "probe: no image .* in n007; every class needs some"),
+        ("val", None, "val: lacks n007; every class of train is needed there"),
+    ],
+)
+def test_webvision_has_the_classes_of_train_in_every_part(part, count, says, tmp_path):
+    names = [f"n{k:03d}" for k in range(51)]
+    for one, images in (("train", 1), ("val", 1), ("probe", 2)):
+        write_folders(tmp_path, one, names, images)
+    shutil.rmtree(tmp_path / part / "n007")
+    if count is not None:
+        write_folders(tmp_path, part, ["n007"], count)
+    with pytest.raises(InputError, match=says):
+        opened(tmp_path, "webvisionmini_2")
+
+
+def test_the_baseline_without_a_probe_goes_on_and_is_tested(folder, tmp_path, monkeypatch, capsys):
+    flags = ["--method", "supervised", "--probe-per-class", "0"]
+    whole = launch(folder, tmp_path, "whole", *flags)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(patch, 1)
+        launch(folder, tmp_path, "parts", *flags)
+    assert all(map(same, whole, launch(folder, tmp_path, "parts", *flags)))
+    launch(folder, tmp_path, "parts", *flags, "--eval")
+    assert "test_accuracy" in capsys.readouterr().out
 
 
 def test_torchvision_is_asked_where_there_are_no_folders(tmp_path, monkeypatch):
@@ -312,6 +475,57 @@ def test_released_average_has_the_running_statistics_of_the_weights(folder, tmp_
     b.running_mean += 3
     take_buffers(a, b)
     assert torch.equal(a.running_mean, b.running_mean)
+
+
+@pytest.mark.parametrize(("method", "behind"), [("supervised", True), ("l2r", False)])
+def test_released_average_of_supervised_lags_a_step(method, behind, folder, tmp_path, monkeypatch):
+    seen = []
+
+    def seeing(run, average, net, *args, **how):
+        seen.append(all(map(torch.equal, average.parameters(), net.parameters())))
+        follow(run, average, net, *args, **how)
+
+    monkeypatch.setattr(train_ieg, "follow", seeing)
+    launch(folder, tmp_path, "a", "--compat", "released", "--method", method, "--max-iteration", "4")
+    assert seen[0] == behind
+
+
+def test_released_numbers(folder):
+    def args(*more):
+        found = parse(train_ieg.Args, ["--dataset", "cifar10_uniform_0", "--network-name", *more])
+        check_ieg(found)
+        return found
+
+    assert args("resnet29").decay == 1e-4 and args("wrn28-10", "--compat", "released").decay == 5e-4
+    assert args("resnet29", "--compat", "released").decay == 2e-4
+    assert args("resnet29", "--compat", "released", "--weight-decay", "0").decay == 0
+    assert [per_class_of(50_000, 10, 0.0006, cut=cut) for cut in (False, True)] == [3, 2]
+    flags = ("--data-root", str(folder), "--probe-dataset-hold-ratio", "0.195")
+    sizes = [len(open_labelled(args("small", *flags, *more))[0].probe) for more in ([], ["--compat", "released"])]
+    assert sizes == [20, 10]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_statistics_are_shared_by_gpus_only_where_they_are_wanted(together, monkeypatch):
+    class Net(torch.nn.Module):
+        def to(self, *where, **how):
+            return self
+
+    converted, here = [], SimpleNamespace(device=torch.device("cuda", 0), world=2, args=SimpleNamespace(compile=False))
+    monkeypatch.setattr(torch.nn.SyncBatchNorm, "convert_sync_batchnorm", lambda net: converted.append(1) or net)
+    monkeypatch.setattr("utils.run.DistributedDataParallel", lambda net, device_ids: net)
+    Run.wrap(here, Net(), together=together)
+    assert converted == [1] * together
+
+
+@pytest.mark.slow
+def test_memory_of_a_step_is_that_of_a_process_of_its_own(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    speed = importlib.import_module("ieg_speed")
+    monkeypatch.setattr(sys, "argv", ["ieg_speed.py", "--network-name", "small", "--batch", "2", "--cpu"])
+    assert speed.peak_alone("l2r") > 50 * 2**20
+    speed.report({"plain": 100, "l2r": 300}, {}, {"plain": 2**20, "l2r": 3 * 2**20})
+    assert "| l2r | 3.00x | 3 |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

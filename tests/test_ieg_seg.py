@@ -7,6 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from test_ieg import close, golden
 from test_scripts import BASE, ROOT, SMALL, launch, rows_of, same
 from torch import nn
@@ -199,7 +200,10 @@ def test_every_level_learns_and_says_what_it_decided(method, level, lists, tiny,
     assert all(value.isfinite().all() for value in nets[0].values())
     row = rows_of(tmp_path / level)[0]
     assert 0 < row["train_effective_share"] <= 1 and row["train_probe_loss"] > 0 and 0 <= row["train_weight_auroc"] <= 1
-    assert row["train_kept"] == 1 if method == "l2r" or level == "image" else 0 < row["train_kept"] < 1
+    if method == "l2r":
+        assert "train_kept" not in row  # none could give way
+    else:
+        assert row["train_kept"] == 1 if level == "image" else 0 < row["train_kept"] < 1
     assert {"train_loss_omega"} <= set(row) and ("train_loss_kl" in row) == (method == "ieg")
 
 
@@ -238,6 +242,46 @@ def test_a_probe_that_is_also_validated_on_is_said(tiny, tmp_path, capsys):
     assert "5 images of" in (said := capsys.readouterr().err) and "are in the probe" in said
     launch(SCRIPT, tiny, tmp_path, "b", *flags, "--select", "last")
     assert "are in the probe" not in capsys.readouterr().err
+
+
+def test_weights_and_kept_labels_are_held_against_clean_masks():
+    torch.manual_seed(4)
+    mask, clean = torch.randint(0, 3, (2, 2, 6, 6)).byte()
+    mask[0, 0], clean[1, :2] = 255, 255
+    valid = (mask != 255) & (clean != 255)
+    weight, keep = torch.randint(0, 4, (2, 6, 6)) / 2, torch.rand(2, 6, 6) > 0.5
+    verdict = ieg_maps.Verdict(weight, keep, None, None)
+    found = ieg_maps.against_clean(verdict, mask, clean, 3)
+    shares = {name: float(part.sum() / whole.sum()) for name, (part, whole) in found.items()}
+    right = (mask == clean)[valid]
+    assert shares["right_labels"] == pytest.approx(right.float().mean().item())
+    assert shares["kept_precision"] == pytest.approx(right[keep[valid]].float().mean().item())
+    assert shares["pixel_auroc"] == pytest.approx(roc_auc_score(right, weight[valid]))
+    found = ieg_maps.against_clean(verdict._replace(keep=None), mask, mask, 3)
+    assert "kept_precision" not in found and [float(value) for value in found["pixel_auroc"]] == [0, 0]
+
+
+@pytest.mark.parametrize("augment", ["flip", "crop", "strong"])
+def test_clean_masks_are_augmented_like_those_that_are_learnt(augment, tiny, tmp_path):
+    """Where they are the same every label is right, whatever the view; else some are not."""
+    frame = pd.read_csv(tiny / "train.csv")
+    frame.assign(clean=frame["filename"]).to_csv(tiny / "same.csv", index=False)
+    frame.assign(clean=frame["filename"].to_list()[::-1]).to_csv(tiny / "other.csv", index=False)
+    for name, right in (("same", True), ("other", False)):
+        flags = ["--train_csv", f"{name}.csv", "--epochs", "1", "--augment", augment, "--method", "l2r"]
+        launch(SCRIPT, tiny, tmp_path, name, *flags)
+        row = rows_of(tmp_path / name)[0]
+        assert (row["train_right_labels"] == 1) == right and ("train_pixel_auroc" in row) != right
+
+
+def test_a_probe_that_is_also_trained_on_is_said(tiny, tmp_path, capsys):
+    frame = pd.read_csv(tiny / "trusted.csv")
+    frame["img"] = pd.read_csv(tiny / "train.csv")["img"][: len(frame)]
+    frame.to_csv(tiny / "known.csv", index=False)
+    launch(SCRIPT, tiny, tmp_path, "a", "--epochs", "1", "--method", "l2r", "--probe_csv", "known.csv")
+    assert (
+        f"{len(frame)} images of" in (said := capsys.readouterr().err) and "leave them out of one of the lists" in said
+    )
 
 
 def test_an_exchanged_probe_is_another_run(tiny, tmp_path):

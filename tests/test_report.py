@@ -120,6 +120,24 @@ def test_the_table_has_differences_and_the_closed_gap(tmp_path):
     assert head[:4] == ["noise", "row", "seeds", "IoU"] and head[-6:] == [*report.COLUMNS]
 
 
+def test_rows_that_see_clean_masks_besides_are_named_under_the_table(tmp_path):
+    write_sweep(tmp_path)
+    report.main(report.Args([str(tmp_path)]))
+    pages = [tmp_path / name for name in ("table.md", "report.html")]
+    assert not any("Also see" in page.read_text() for page in pages)
+    trusted = tmp_path / "trusted.csv"
+    trusted.write_text("img,filename\na.png,b.png\nc.png,d.png\n")
+    for row, more in (("l2r", {"method": "l2r"}), ("ieg", {"method": "ieg"}), ("plain", {"method": "supervised"})):
+        write_run(tmp_path, f"noise60/{row}_s0", 0.6, probe_csv=str(trusted), **more)
+    write_run(tmp_path, "noise60/spatial_correction_s0", 0.6, trusted_csv=str(trusted))
+    write_run(tmp_path, "noise60/other_s0", 0.6, trusted_csv="gone.csv")
+    report.main(report.Args([str(tmp_path)]))
+    for page in pages:
+        text = page.read_text()
+        assert f"Also see the 2 clean masks of {trusted}: ieg, l2r, spatial_correction." in text
+        assert "Also see the clean masks of gone.csv: other." in text
+
+
 def test_the_best_row_of_a_ratio_is_marked_and_no_bound_ever_is(tmp_path):
     write_sweep(tmp_path)
     write_run(tmp_path, "noise60/same_s0", 0.79, 0)  # kd_bf has 0.8, 0.787, 0.774: mean 0.787

@@ -44,6 +44,12 @@ class Checkpoint:
         self.run.keep_log_before(start)
         return range(start, total)
 
+    def reopened(self) -> range:
+        """No epochs to do, for a look at every part as it was saved; InputError where nothing was."""
+        if not self._take_up_newest():
+            raise InputError(f"{self.run.dir}: nothing is saved there that could be tested; train first")
+        return range(0)
+
     def save(self, epoch: int, score: float, net: int = 0) -> None:
         """Save after an epoch; if its validation score is the best so far, `nets[net]` is the network to test."""
         improved = score > self.reached["best"] or epoch == 0
@@ -110,7 +116,7 @@ class Checkpoint:
         self.thread.start()
 
     def _take_up_newest(self):
-        """Go on from what last.pt holds, or previous.pt where last.pt cannot be used; or begin."""
+        """Go on from what last.pt holds, or previous.pt where last.pt cannot be used; False where there is neither."""
         faults = []
         for path in (self.last, self.previous):
             if not path.exists():
@@ -129,9 +135,10 @@ class Checkpoint:
                     self.damaged = True  # it must not take the place of the good one when the next is saved
                     warn(f"{faults[0]}. Going on from {path}, after {state['epoch'] + 1} epochs")
                 self._look_at_best(state)
-                return
+                return True
         if faults:
             raise InputError(f"{'; '.join(faults)}. Remove {self.run.dir} to train again")
+        return False
 
     def _take_up(self, state):
         for role, group in self.parts.items():

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from utils.checkpoint import bare
 from utils.dataset import ListDataset
-from utils.errors import InputError, warn
-from utils.images import IGNORE, read_mask, resize_mask, write_mask
+from utils.errors import InputError
+from utils.images import IGNORE, read_mask, write_mask
 from utils.logs import sync_folder
 from utils.methods.early_learning import EarlyLearning, at_scales, correct_masks, log_probabilities
 from utils.metrics import split_iou
@@ -54,19 +54,6 @@ class CorrectedDataset(ListDataset):
     def given(self, i: int) -> np.ndarray:
         """The mask (H, W) that the list names."""
         return self.as_given(i)[1]
-
-    def clean_known(self) -> bool:
-        """Whether the list names a clean mask, which is there, for every image (column `clean`)."""
-        if "clean" not in self.frame:
-            return False
-        missing = sum(not Path(self.root, name).is_file() for name in self.frame["clean"])
-        if missing:
-            warn(f"{self.path}: {missing} masks of the column clean are not there; labels are not compared with them")
-        return not missing
-
-    def clean(self, i: int) -> np.ndarray:
-        """The clean mask of an image, (H, W) as it is trained on."""
-        return self._resized(read_mask(Path(self.root, self.frame["clean"].iloc[i]), self.classes), resize_mask)[0]
 
 
 @torch.inference_mode()

@@ -98,6 +98,19 @@ class ListDataset(Dataset):
         """Image (H, W, 3) and mask (H, W) as they are before any augmentation, not to be written to."""
         return self._pair(i)
 
+    def clean_known(self) -> bool:
+        """Whether the list names a clean mask, which is there, for every image (column `clean`)."""
+        if "clean" not in self.frame:
+            return False
+        missing = sum(not Path(self.root, name).is_file() for name in self.frame["clean"])
+        if missing:
+            warn(f"{self.path}: {missing} masks of the column clean are not there; labels are not compared with them")
+        return not missing
+
+    def clean(self, i: int) -> np.ndarray:
+        """The clean mask of an image, (H, W) as it is trained on."""
+        return self._resized(read_mask(Path(self.root, self.frame["clean"].iloc[i]), self.classes), resize_mask)[0]
+
     def _pair(self, i):
         if self.images[i] is None:
             return tuple(array for array, _ in self._decode(i))

@@ -28,7 +28,7 @@ def follow(run, teacher: nn.Module, student: nn.Module, decay: float, buffers: b
     With `buffers` the running statistics of BatchNorm follow as the parameters do, and whole numbers are copied;
     without, they are left alone unless `decay` is 0.
     """
-    if run.device.type == "cpu":  # processes on GPUs share their statistics already, by SyncBatchNorm
+    if run.device.type == "cpu":  # on GPUs SyncBatchNorm did, or those of the first process are the ones that count
         run.share_buffers(student)
     student = bare(student)
     _move(list(teacher.parameters()), list(student.parameters()), 1 - decay)

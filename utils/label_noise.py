@@ -71,18 +71,18 @@ def split_probe(labels: np.ndarray, classes: int, per_class: int, seed: int) -> 
         rows = np.flatnonzero(labels == label)
         if len(rows) <= per_class:
             what = f"class {label} has {len(rows)} images, too few for {per_class} of the probe and others to train"
-            raise InputError(f"--probe-per-class {per_class}: {what}")
+            raise InputError(f"--probe-per-class {per_class}: {what}" if per_class else f"class {label} has no image")
         columns.append(rng.permutation(rows)[:per_class])
     probe = np.stack(columns, 1).flatten() if per_class else np.zeros(0, np.int64)
     return np.setdiff1d(np.arange(len(labels)), probe), probe
 
 
-def per_class_of(images: int, classes: int, ratio: float) -> int:
-    """How many images of a class a hold-out ratio means; rounded, where the released code cuts off.
+def per_class_of(images: int, classes: int, ratio: float, cut: bool = False) -> int:
+    """How many images of a class a hold-out ratio means; rounded, or with `cut` cut off, as in the released code.
 
     InputError for a ratio that means none.
     """
-    count = round(images * ratio) // classes
+    count = (int(images * ratio) if cut else round(images * ratio)) // classes
     if ratio > 0 and not count:
         least = classes / images
         raise InputError(f"--probe-dataset-hold-ratio {ratio}: no image of a class; take {least:.4g} or more")

@@ -8,15 +8,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from utils.class_folders import Pixels, fewer, first_of_each, read_cifar, read_webvision
 from utils.errors import InputError
-from utils.images import read_image
 from utils.label_noise import noisy_labels, per_class_of, split_probe
 from utils.lists import write_list
 from utils.policies import GREY, autoaugment, choose_operations, cutout, randaugment
-from utils.store import in_threads
 
 PROBE, STRONG = 1, 2  # streams of draws beside that of the weak views
-SUFFIXES = {".jpg", ".jpeg", ".png"}
 MINI, SIDE = 50, 224  # classes of WebVision-mini, pixels of its views
 
 
@@ -28,7 +26,7 @@ class Labelled(Dataset):
     Draws are keyed by (seed, epoch, image), so that a sample does not depend on what was asked for before.
     """
 
-    def __init__(self, path, images, truth, labels=None, *, train=False, strong="", seed=0):
+    def __init__(self, path, images: Pixels, truth, labels=None, *, train=False, strong="", seed=0):
         self.path, self.images, self.truth, self.train = path, images, truth, train
         self.strong, self.seed = strong, seed
         self.labels = truth if labels is None else labels
@@ -144,23 +142,6 @@ def _stack(arrays):
     return torch.from_numpy(np.stack(arrays))
 
 
-class Pixels:
-    """Images in memory: (N, H, W, 3) uint8; `large` ones are read when they are asked for, from `names`."""
-
-    def __init__(self, names, array=None):
-        self.names, self.array, self.large = list(names), array, array is None
-
-    def __len__(self):
-        return len(self.names)
-
-    def __getitem__(self, i):
-        return read_image(self.names[i]) if self.large else self.array[i]
-
-    def some(self, rows) -> "Pixels":
-        """These images."""
-        return Pixels([self.names[i] for i in rows], None if self.large else self.array[rows])
-
-
 def read_dataset(text: str) -> tuple[str, str, float]:
     """`cifar10_uniform_0.8` -> ("cifar10", "uniform", 0.8); InputError for a name that is not of this form."""
     kind, _, rest = text.partition("_")
@@ -187,16 +168,17 @@ def open_labelled(args, run=None) -> tuple[Labelled, Labelled, int]:
     classes = {"cifar10": 10, "cifar100": 100, "webvisionmini": MINI}[kind]
     root = Path(args.data_root)
     if kind == "webvisionmini":
-        (images, truth), test, probe = (read_folder(root / name, MINI) for name in ("train", "val", "probe"))
-        probe = _first_of_each(*probe, int(ratio))
+        (images, truth), test, probe = read_webvision(root, MINI)
+        probe = first_of_each(*probe, int(ratio))
         kept, labels = np.arange(len(truth)), truth
     else:
-        (images, truth), test = (read_cifar(kind, root, part, args.download) for part in ("train", "test"))
-        images, truth = _fewer(images, truth, args.train_images, args.seed)
+        (images, truth), test = read_cifar(kind, root, args.download, ordered=noise == "asymmetric")
+        images, truth = fewer(images, truth, args.train_images, args.seed, "--train-images")
         count = args.probe_per_class
         if count < 0:
             share = args.probe_dataset_hold_ratio
-            count = per_class_of(len(truth), classes, (0.002 if classes == 10 else 0.02) if share < 0 else share)
+            share = (0.002 if classes == 10 else 0.02) if share < 0 else share
+            count = per_class_of(len(truth), classes, share, cut=args.compat == "released")
         kept, rows = split_probe(truth, classes, count, args.seed)
         labels = noisy_labels(truth[kept], noise, ratio, classes, args.seed, args.include_true)
         probe = images.some(rows), truth[rows]
@@ -209,58 +191,7 @@ def open_labelled(args, run=None) -> tuple[Labelled, Labelled, int]:
         train.probe = Labelled(args.dataset, *probe, train=True, seed=args.seed)
     if run is not None:
         _note(run, train, probe)
-    return train, Labelled(args.dataset, *_fewer(*test, args.test_images, 0)), classes
-
-
-def read_cifar(kind: str, root: Path, part: str, download: bool) -> tuple[Pixels, np.ndarray]:
-    """The "train" or "test" images of CIFAR and their labels: class folders below `root`, or torchvision's files."""
-    if (root / part).is_dir():
-        return read_folder(root / part, 10 if kind == "cifar10" else 100, keep=True)
-    import torchvision
-
-    try:
-        made = getattr(torchvision.datasets, kind.upper())(root, train=part == "train", download=download)
-    except (RuntimeError, OSError) as error:
-        what = str(error).splitlines()[0]
-        remedy = "fetch it with --download, or name a folder with train/CLASS/*.png and test/CLASS/*.png"
-        raise InputError(f"--data-root {root}: {kind} is not there ({what}); {remedy}") from None
-    names = [f"{part}/{i:05d}" for i in range(len(made.targets))]
-    return Pixels(names, np.asarray(made.data)), np.asarray(made.targets, np.int64)
-
-
-def read_folder(folder: Path, classes: int, keep: bool = False) -> tuple[Pixels, np.ndarray]:
-    """The images of the first `classes` folders in `folder`, by name, and the numbers of these; in memory with `keep`.
-
-    InputError where there are fewer, a file cannot be read, or images to be kept differ in size.
-    """
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    if len(names) < classes:
-        raise InputError(f"{folder}: {len(names)} class folders; {classes} are needed")
-    files = [sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in SUFFIXES) for name in names[:classes]]
-    paths = [str(path) for group in files for path in group]
-    labels = np.repeat(np.arange(classes), [len(group) for group in files])
-    if not keep:
-        return Pixels(paths), labels
-    arrays = list(in_threads(read_image, paths))
-    odd = next((path for path, one in zip(paths, arrays, strict=True) if one.shape != arrays[0].shape), None)
-    if odd:
-        raise InputError(f"{odd}: another size than {paths[0]}; images of one size are needed")
-    return Pixels(paths, np.stack(arrays)), labels
-
-
-def _fewer(images, truth, count, seed):
-    """The same share of every class, `count` images in all; 0: all of them."""
-    if not 0 < count < len(truth):
-        return images, truth
-    order = np.random.default_rng([seed, 2]).permutation(len(truth))
-    each = count // (int(truth.max()) + 1)
-    rows = np.sort(np.concatenate([order[truth[order] == label][:each] for label in range(int(truth.max()) + 1)]))
-    return images.some(rows), truth[rows]
-
-
-def _first_of_each(images, truth, count):
-    rows = np.stack([np.flatnonzero(truth == label)[:count] for label in range(int(truth.max()) + 1)], 1).flatten()
-    return images.some(rows), truth[rows]
+    return train, Labelled(args.dataset, *fewer(*test, args.test_images, 0, "--test-images")), classes
 
 
 def _note(run, train, probe):
@@ -273,5 +204,6 @@ def _note(run, train, probe):
             continue
         if not path.exists():
             write_list(frame, path)
-        elif not pd.read_csv(path, dtype={"img": str}).equals(frame):
+        # as text, since a column without a line has no type
+        elif pd.read_csv(path, dtype=str, keep_default_na=False).values.tolist() != frame.astype(str).values.tolist():
             raise InputError(f"{path}: the data have changed since this run began; choose another --name")

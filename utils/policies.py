@@ -86,16 +86,17 @@ def choose_operations(rng: np.random.Generator, count: int = 2) -> list[tuple[st
 def operate(image: Image.Image, name: str, level: int, rng: np.random.Generator, large: bool = False) -> Image.Image:
     """One operation at a level from 0 to 10; what moves is drawn to either side, what it uncovers is grey.
 
-    `large`: the ranges of ImageNet, where a shift is at most 250 pixels and a cutout has 100.
+    `large`: the ranges of ImageNet, where a shift is at most 250 pixels, a cutout has 100, and Solarize and Posterize
+    do less the higher their level is.
     """
     if name in ENHANCE:
         return ENHANCE[name](image).enhance(0.18 * level + 0.1)
     if name in ("AutoContrast", "Equalize", "Invert"):
         return getattr(ImageOps, name.lower())(image)
     if name == "Posterize":
-        return ImageOps.posterize(image, max(1, 4 - int(0.4 * level)))
+        return ImageOps.posterize(image, max(1, int(0.4 * level) if large else 4 - int(0.4 * level)))
     if name == "Solarize":
-        return ImageOps.solarize(image, 256 - int(25.6 * level))
+        return ImageOps.solarize(image, int(25.6 * level) if large else 256 - int(25.6 * level))
     if name == "SolarizeAdd":
         pixels = np.asarray(image)
         lighter = np.minimum(pixels.astype(int) + int(11 * level), 255).astype(np.uint8)

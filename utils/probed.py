@@ -10,7 +10,7 @@ from utils.args import TrainArgs
 from utils.augment import photometric
 from utils.dataset import ListDataset, check_leak, open_lists, reading
 from utils.errors import InputError, warn
-from utils.images import IGNORE
+from utils.images import IGNORE, check_sizes
 
 PROBE, STRONG = 1, 2  # streams of draws beside that of the images
 TRIES = 10  # views of a probe image that are drawn until one holds a foreground
@@ -50,12 +50,14 @@ class ProbedDataset(ListDataset):
 
     They are drawn for every batch, each as often as any other or once more, under the augmentation of the images, so
     that a mask without foreground is seldom among them. With `views` also `strong` (B, H, W, 3), the images of the
-    batch with changed colours, blurred and with a grey square (CutOut). Draws are keyed by (seed, epoch, image).
+    batch with changed colours, blurred and with a grey square (CutOut), and `clean` (B, H, W), the clean masks, where
+    the list names them. Draws are keyed by (seed, epoch, image).
     """
 
     def follow(self, probe: ListDataset, views: bool) -> None:
         """Take the probe from this list."""
         self.probe, self.change = probe, photometric() if views else None
+        self.compared = self.clean_known()
 
     def __getitems__(self, indices):
         batch = super().__getitems__(indices)
@@ -64,6 +66,8 @@ class ProbedDataset(ListDataset):
         pairs = [self._probe_pair(int(rows[k % len(rows)]), i) for k, i in enumerate(indices)]
         for name, arrays in zip(("probe", "probe_mask"), zip(*pairs, strict=True), strict=True):
             batch[name] = torch.from_numpy(np.stack(arrays))
+        if self.compared:
+            batch["clean"] = torch.from_numpy(np.stack([self._clean_view(i) for i in indices]))
         if self.change:
             strong = [self._strong(image, i) for image, i in zip(batch["image"].numpy(), indices, strict=True)]
             batch["strong"] = torch.from_numpy(np.stack(strong))
@@ -81,6 +85,11 @@ class ProbedDataset(ListDataset):
             if holds_something(view[1]):
                 break
         return view
+
+    def _clean_view(self, i):
+        image, clean = self.plain(i)[0], self.clean(i)
+        check_sizes(self.files[0][i], image.shape[:2], self.frame["clean"].iloc[i], clean.shape)
+        return clean if self.augment is None else self.augment(image, clean, self.key(i))[1]
 
     def _strong(self, image, i):
         image = self.change(image, self._key(i, STRONG)).copy()
@@ -116,6 +125,10 @@ def open_probed(args) -> list[ListDataset]:
         warn(
             f"{both} images of {args.valid_csv} are in the probe; they flatter the checkpoint it chooses: --select last"
         )
+    known = len({*probe.real} & {*lists[0].real})
+    if known:
+        what = f"{known} images of {probe.path} are also in {args.train_csv}"
+        warn(f"{what}; the probe knows them, and judges their masks there by heart: leave them out of one of the lists")
     noisy = np.flatnonzero(probe.noisy == 1)
     if len(noisy):
         row = probe.frame.iloc[noisy[0]]

@@ -24,7 +24,7 @@ from utils.lists import read_list, write_list
 from utils.logs import read_record, replace_text
 from utils.paired import COLUMNS, holm, paired_difference
 from utils.report_page import Weights, check_ours, write_report
-from utils.sweep import BOUNDS, SCORES, Found, find_runs, frame_of, rank, shown
+from utils.sweep import BOUNDS, SCORES, Found, find_runs, frame_of, further_masks, rank, shown
 
 
 @dataclass
@@ -49,7 +49,10 @@ def main(args: Args) -> pd.DataFrame:
     alone = frame_of(runs, alone=True)
     table = summary(pd.concat([found, alone]) if len(alone) else found, args.score, args.baseline)
     weights = read_weights([*args.runs, *(run.sweep for run in runs)])
-    text = as_markdown(table, found, args.score, args.baseline) + weight_table(weights) + provenance(runs)
+    text = as_markdown(table, found, args.score, args.baseline)
+    text += (
+        "".join(f"\n\n{_cell(sentence)}" for sentence in further_masks(runs)) + weight_table(weights) + provenance(runs)
+    )
     write_list(table, out / "table.csv")
     replace_text(out / "table.md", text + "\n")
     if args.page:

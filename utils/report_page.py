@@ -19,7 +19,7 @@ from utils.images import write_bytes
 from utils.logs import replace_text
 from utils.page import data_uri, encode, write_page
 from utils.plots import MADE_BY, against_noise, curves, histograms, render, schedules
-from utils.sweep import BOUNDS, SCORES, STATES, printable, rank, shown, sweep_names
+from utils.sweep import BOUNDS, SCORES, STATES, further_masks, printable, rank, shown, sweep_names
 
 EXAMPLES, WIDEST = 6, 1400  # runs whose pictures are shown; pixels
 
@@ -69,6 +69,7 @@ def write_report(out: Path, runs, found, table, weights, score: str, baseline: s
         examples=_examples(runs, table, score, baseline),
         runs=_run_rows(runs, found, out),
         shared=_shared(runs),
+        further=further_masks(runs),
         measured=measured,
     )
 

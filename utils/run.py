@@ -86,13 +86,14 @@ class Run(Steps):
                 f"--arch {self.args.arch}: cannot take --size {self.args.size} ({first_line(error)})"
             ) from None
 
-    def wrap(self, model):
+    def wrap(self, model, together: bool = True):
+        """A network on this device, shared by all processes; `together`: BatchNorm's statistics over all their GPUs."""
         model = model.to(self.device, memory_format=torch.channels_last)
         if self.args.compile:
             model.compile()
         if self.world == 1:
             return model
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and together:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return DistributedDataParallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 

@@ -10,6 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils.errors import InputError, warn
+from utils.lists import read_list
 from utils.logs import read_jsonl, read_record
 
 SCORES = {"test_iou": "IoU", "test_miou": "mIoU", "test_dice": "Dice", "test_bf": "BF"}
@@ -110,6 +111,26 @@ def frame_of(runs: list[Found], alone: bool = False) -> pd.DataFrame:
         rows.append(row | {score: _number(run.test.get(key.replace("test", first))) for key, score in SCORES.items()})
     columns = ["sweep", "noise", "row", "seed", "state", "note", *SCORES.values()]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(SCORES.values(), float))
+
+
+def further_masks(runs: list[Found]) -> list[str]:
+    """A sentence for every list of clean masks that some tested rows see besides their training list: which rows."""
+    seen = {}
+    for run in runs:
+        name = run.args.get("probe_csv") or run.args.get("trusted_csv")
+        if name and run.test and run.args.get("method") != "supervised":
+            seen.setdefault(name, set()).add(run.row)
+    return [
+        f"Also see the {_count(name)}clean masks of {printable(name)}: {', '.join(sorted(rows))}."
+        for name, rows in sorted(seen.items())
+    ]
+
+
+def _count(path):
+    try:
+        return f"{len(read_list(path, ('img',)))} "
+    except (InputError, OSError):
+        return ""  # the sweep was made elsewhere
 
 
 def sweep_names(runs: list[Found]) -> dict[Path, str]:

@@ -161,10 +161,14 @@ def restart_factor(step: int, first: int, t_mul: float = 1.5, m_mul: float = 0.9
     return m_mul**cycle * 0.5 * (1 + math.cos(math.pi * (step - start) / length))
 
 
-def cycle_ends(first: int, steps: int, t_mul: float = 1.5) -> list[int]:
-    """The steps (counted from 1) after which a period of `restart_factor` is over, up to `steps`."""
+def cycle_ends(first: int, steps: int, t_mul: float = 1.5, rounded: bool = False) -> list[int]:
+    """The steps (counted from 1) after which a period of `restart_factor` is over, up to `steps`.
+
+    `rounded`: every length is rounded before the next is made of it, as the released code does where it decides when to
+    test, but not for the learning rate.
+    """
     ends, end, length = [], 0.0, float(first)
     while (end := end + length) <= steps:
         ends.append(math.ceil(end - 0.5))
-        length *= t_mul
+        length = float(round(length * t_mul)) if rounded else length * t_mul
     return ends

@@ -25,19 +25,26 @@ class Verdict(NamedTuple):
     """What the probe says of a batch of N labels."""
 
     weight: Tensor  # (N,), adds up to less than 1
-    keep: Tensor  # (N,) bool; of L2R all
+    keep: Tensor | None  # (N,) bool; None where all stay: L2R, --no-relabel
     probe_loss: Tensor
+
+    def of_labels(self) -> dict[str, Tensor]:
+        """What was decided of every label, for the log: {name: (N,)}."""
+        return {"weight": self.weight} | ({} if self.keep is None else {"kept": self.keep.float()})
 
 
 def judge(net: nn.Module, logits, views, label: Tensor, probe, momentum: Named, settings, scale=1.0) -> Verdict:
     """Weights and labels to keep of a batch; `settings` are the flags of train_ieg.py.
 
     `logits` are those of the `views`, (N, ...) each, weak and strong, as the network itself has just given them, with
-    their graph (L2R: of the weak one); `label` (N, C) is one-hot, `probe` (images, one-hot labels).
+    their graph (L2R: of the weak one); `label` (N, C) is one-hot, `probe` (images, one-hot labels). With --no-relabel
+    the loss that is judged is that of the given labels alone, as it is the one that is learnt.
     """
-    s, relabel = settings, settings.method == "ieg"
+    s, relabel = settings, settings.method == "ieg" and settings.relabel
     images, truth = probe
     pseudo, inner = None, None
+    if s.method == "ieg" and not relabel:
+        inner = soft_loss(logits[0], label).mean()
     if relabel:
         follow = s.meta_pseudo_grad == "code"
         pseudo = pseudo_label(logits if follow else [z.detach() for z in logits], s.temperature, s.logit_norm)
@@ -46,7 +53,7 @@ def judge(net: nn.Module, logits, views, label: Tensor, probe, momentum: Named, 
     def probe_loss(forward):
         return soft_loss(forward(images), truth).mean()
 
-    inertia = s.meta_momentum if relabel else 0.0
+    inertia = s.meta_momentum if s.method == "ieg" else 0.0
     loss, direction = probe_direction(net, inner, momentum, probe_loss, s.meta_step, inertia, s.decay, scale)
 
     def answers(forward):
@@ -57,8 +64,7 @@ def judge(net: nn.Module, logits, views, label: Tensor, probe, momentum: Named, 
 
     (z, *_), (tangent, *moved) = derivative(net, parameters_of(net), direction, answers, s.meta_grad)
     if not relabel:
-        weight = weights_of(alignment(z, label, tangent), s.meta_step or 1.0)
-        return Verdict(weight, torch.ones_like(weight, dtype=torch.bool), loss)
+        return Verdict(weights_of(alignment(z, label, tangent), s.meta_step or 1.0), None, loss)
     pseudo = pseudo.detach()
     target = blend(label, pseudo, s.grad_eps_init)
     score = alignment(z, target, tangent, *moved, share=1 - s.grad_eps_init)
@@ -133,8 +139,9 @@ def log_of(verdict: Verdict, pseudo: Tensor | None, batch: dict) -> dict:
     right, keep = batch["noisy"] == 0, verdict.keep
     found = {"effective_share": effective_share(verdict.weight)[None], "probe_loss": verdict.probe_loss[None]}
     found["zero_weight"] = (verdict.weight == 0).float()
-    if pseudo is not None:
+    if keep is not None:
         found |= {"kept_share": keep.float(), "kept_precision": (keep & right, keep)}
+    if pseudo is not None:
         found["pseudo_accuracy"] = (pseudo.argmax(1) == batch["truth"]).float()
     pairs = {name: value for name, value in found.items() if isinstance(value, tuple)}
     return pairs | {name: value.mean()[None] for name, value in found.items() if name not in pairs}

@@ -36,9 +36,14 @@ class Verdict(NamedTuple):
     """What the probe says of a batch of masks."""
 
     factor: Tensor  # (N, H, W), what a pixel counts; 1 everywhere is the plain loss
-    keep: Tensor  # (N, H, W) bool, the labels that stay
+    keep: Tensor | None  # (N, H, W) bool, the labels that stay; None where all do: L2R, --no-relabel
     probe_loss: Tensor
     share: Tensor  # effective sample size of the units' weights, as a share of their number
+
+    def of_images(self, mask: Tensor, classes: int) -> dict[str, Tensor]:
+        """The mean over every image's pixels with a label of what was decided: {name: (N,)}."""
+        maps = {"weight": self.factor} | ({} if self.keep is None else {"kept": self.keep.float()})
+        return {name: mean_of_pixels(values, mask, classes) for name, values in maps.items()}
 
 
 def known(mask: Tensor, classes: int) -> Tensor:
@@ -152,8 +157,35 @@ def judge(net, optimizer, batch: dict, out, pseudo: Tensor | None, args) -> Verd
     (z,), (tangent,) = derivative(net, own, direction, lambda forward: (dense(forward(image)),), args.meta_grad)
     weight = weights_of(pool(alignment(z, target, tangent), valid, args.level, args.patch))
     every = keep_class_shares(spread(weight, valid, args.level, args.patch), mask, valid, args.class_shares)
-    keep = valid if pseudo is None else kept_labels(label_gain(z, label, pseudo, tangent), pseudo, valid, args)
+    keep = None if pseudo is None else kept_labels(label_gain(z, label, pseudo, tangent), pseudo, valid, args)
     return Verdict(factors(every, valid, floor_of(args)), keep, loss, effective_share(weight))
+
+
+def against_clean(verdict: Verdict, mask: Tensor, clean: Tensor, classes: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """For the log, where the clean masks (N, H, W) of a batch are known: {name: (part, whole)}, pixels with a label.
+
+    `right_labels` as given, `kept_precision` of the labels that stay, `pixel_auroc`: the chance that a right label of
+    the batch weighs more than a wrong one.
+    """
+    valid = known(mask, classes) & known(clean, classes)
+    right = (mask == clean) & valid
+    found = {"right_labels": (right, valid), "pixel_auroc": _auroc(verdict.factor, right, valid)}
+    if verdict.keep is not None:
+        found["kept_precision"] = (verdict.keep & right, verdict.keep & valid)
+    return found
+
+
+def _auroc(weight, right, valid, most=2**16):
+    """(chance, 1), or (0, 0) where all labels are right or all wrong; of at most `most` pixels, evenly chosen."""
+    step = -(-weight.numel() // most)
+    weight, right, valid = (values.flatten()[::step] for values in (weight, right, valid))
+    weight = weight.float().masked_fill(~valid, torch.inf)  # these rank last, where they count for nobody
+    order = weight.sort().values
+    ranks = (torch.searchsorted(order, weight) + torch.searchsorted(order, weight, right=True) + 1) / 2
+    ones, zeros = right.sum().double(), (valid & ~right).sum().double()
+    above = (ranks.double() * right).sum() - ones * (ones + 1) / 2
+    some = (ones * zeros > 0).double()
+    return some * above / (ones * zeros).clamp(min=1), some
 
 
 def floor_of(args) -> float:
