@@ -98,7 +98,7 @@ def test_nothing_is_nan_and_void_has_no_say():
     loss = per_image_loss(logits, mask)
     assert loss[3] == 0 and loss[0] > loss[2] > 0
     batch = {"mask": mask, "support": torch.full_like(mask, 200)}
-    args = SimpleNamespace(guard=1.0, weight_floor=0.0, classes=C)
+    args = SimpleNamespace(guard=1.0, sure=0.9, weight_floor=0.0, classes=C)
     product, weight = weigh_pixels(logits, batch, 0.5, args)
     assert weight[3] == 0 and (weight[:3] > 0).all()
     (gradient,) = torch.autograd.grad((loss + product).sum(), logits)
