@@ -635,9 +635,10 @@ def test_a_real_sweep_interrupted_and_started_again_ends_with_the_same_table(tmp
 LAYERS = [
     {"errors", "interrupt"},
     {"logs", "ieg_args", "label_noise", "policies"},
-    {"args", "images", "lists", "paired", "sweep", "contour", "present", "dense_crf"},
+    {"args", "images", "lists", "paired", "contour", "present", "dense_crf"},
+    {"sweep"},
     {"demo", "scores", "store", "averages", "page", "plots", "inference", "overlay", "sources", "export", "points"},
-    {"noise", "plans", "class_scores", "written", "semi_args", "image_labels"},
+    {"noise", "plans", "class_scores", "written", "semi_args", "image_labels", "class_folders"},
     {"own_size", "splits", "regroup", "readers"},
     {"prepare_data", "add_noise", "check_data", "boundary", "report_page", "label_quality"},
     {"metrics", "noise_plan", "cleaned"},
