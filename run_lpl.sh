@@ -15,8 +15,9 @@
 #   LABELLED="46 1/8" (images, or shares of the list)   SEEDS="0 1 2"   ONLY="ce cce_pct" (of the ROWS below)
 #   EPOCHS (passes over the weak images)  EPOCHS2 (of stage 2, over all)  SIZE  BATCH  BATCH2  LR  OPTIMIZER  ARCH  ENCODER
 #   ENCODER_WEIGHTS  PRECISION  AUGMENT  SCALES="0.75 1 1.25" (of masks and tests, with mirrored images)  CRF=1 (of masks)
-#   WIDTH (of PlainUNet)  POWER (exponent of the image weight)  SELECT=best|last  NPROC (processes a run)  JOBS (runs at a time)
-#   SWEEP (its name; all it writes is in runs/SWEEP)   DRY_RUN=1 (print the command lines)
+#   WIDTH (of PlainUNet)  POWER=8 (exponent of cce_pct's image weight)  SELECT=best|last  NPROC (processes a run)  JOBS (runs
+#   at a time)  SWEEP (its name; all it writes is in runs/SWEEP)   DRY_RUN=1 (print the command lines)
+# Another POWER makes rows of its own in the same table (cce_pct_power2).
 set -euo pipefail
 for name in DATA TRAIN VALID TEST WEAK DATA_ROOT; do # files of the caller's folder
   if [ -n "${!name:-}" ] && [ -e "${!name}" ]; then declare "$name=$(realpath "${!name}")"; fi
@@ -42,9 +43,16 @@ each() { # function: calls it with every row that is wanted, seed and number of 
   done
 }
 halves() { few=$LISTS/seed$1/labelled_$2.csv weak=${WEAK:-$LISTS/seed$1/unlabelled_$2.csv}; } # seed, masks
+as() { # row: what it is called; cce_pct says its POWER where that is another one
+  local name=$1
+  if [ "$1" = cce_pct ] && [ "$POWER" != 8 ]; then name+=_power$POWER; fi
+  echo "$name"
+}
 alone() { [ "$1" = supervised ] || [ "$1" = all_masks ]; } # rows of a single stage, without classes
 stage1() { # row, seed, masks
-  local row=$1 few weak name=labelled$3/$1_stage1_s$2
+  local row=$1 few weak name more=()
+  name=labelled$3/$(as "$1")_stage1_s$2
+  if [ "$row" = cce_pct ]; then more=(--pct-power "$POWER"); fi
   halves "$2" "$3"
   local same=(--seed "$2" "${SAME[@]}" --epochs "$EPOCHS" --batch-size "$BATCH")
   if alone "$row"; then # in as many steps as the others
@@ -52,11 +60,13 @@ stage1() { # row, seed, masks
     if [ "$row" = all_masks ]; then few=$TRAIN; fi
     run "$name" train_u2pl.py --train_csv "$few" --unlabelled_csv "$weak" --preset supervised --name "$name" "${same[@]}"
   else
-    run "$name" train_lpl.py --train_csv "$few" --weak_csv "$weak" --preset "$row" --pct-power "$POWER" --name "$name" "${same[@]}"
+    run "$name" train_lpl.py --train_csv "$few" --weak_csv "$weak" --preset "$row" "${more[@]}" --name "$name" "${same[@]}"
   fi
 }
 stage2() { # the same; its masks are those that stage 1 writes, which is tested with the classes of the test images
-  local few weak first=labelled$3/$1_stage1_s$2 name=labelled$3/$1_stage2_s$2
+  local few weak row first name
+  row=$(as "$1")
+  first=labelled$3/${row}_stage1_s$2 name=labelled$3/${row}_stage2_s$2
   if alone "$1" || ! await "$first"; then return 0; fi
   halves "$2" "$3"
   stage utils/predict_mask.py --list "$weak" --image-labels --checkpoint "$LOGS/$first/$SELECT.pt" "${LOOKS[@]}" ${CRF:+--crf} \
@@ -66,7 +76,8 @@ stage2() { # the same; its masks are those that stage 1 writes, which is tested 
     --epochs "$EPOCHS2" --batch-size "$BATCH2"
 }
 plain_scores() { # without classes
-  local name=labelled$3/$1_stage2_s$2
+  local name
+  name=labelled$3/$(as "$1")_stage2_s$2
   if alone "$1"; then name=labelled$3/$1_s$2; fi
   if ! await "$name"; then return 0; fi
   scores "$name"
@@ -92,7 +103,7 @@ ladder() {
   each plain_scores
   finish
   for count in $COUNTS; do folders+=("$LOGS/labelled$count"); done
-  if ! wanted supervised; then baseline=${ONLY%% *}_stage2; fi
+  if ! wanted supervised; then baseline=$(as "${ONLY%% *}")_stage2; fi
   stage utils/report.py "${folders[@]}" --score mIoU --baseline "${baseline/all_masks_stage2/all_masks}" --out "$LOGS"
   [ -n "$DRY_RUN" ] || echo "done in $((SECONDS - STARTED)) s; the table is $LOGS/table.md, the report $LOGS/report.html"
 }

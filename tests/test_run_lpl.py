@@ -1,0 +1,105 @@
+"""run_lpl.sh: the command lines of both stages, what is never reused, and mistakes in the settings."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from test_evaluate import make_list
+from test_run_sh import lines, stand_in, sweep
+from test_scripts import ROOT
+
+
+def dry_run(**env):
+    own = {k: v for k, v in os.environ.items() if k not in ("DATA", "TRAIN", "TEST", "WEAK", "ONLY", "SEEDS")}
+    env = own | {"DRY_RUN": "1", "PRECISION": "bf16", "SWEEP": "x", "LABELLED": "5"} | env
+    return subprocess.run(["bash", "run_lpl.sh"], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_both_stages_and_both_evaluations():
+    lines = dry_run(ONLY="ce cce cce_pct", SEEDS="0 1", CLASSES="11", TRAIN="t.csv", VALID="v.csv", TEST="e.csv").stdout
+    lines = [line for line in lines.splitlines() if "prepare_data" not in line]
+    tools = [line.split()[1] for line in lines]
+    second = ["utils/predict_mask.py", "evaluate.py", "train_without_weight.py"] * 6
+    assert tools == ["train_lpl.py"] * 6 + second + ["evaluate.py"] * 6 + ["utils/report.py"]
+    assert [line.split("--preset ")[1].split()[0] for line in lines[:6]] == ["ce", "cce", "cce_pct"] * 2
+    with_labels = [line for line in lines if "evaluate.py" in line and line.endswith("--image-labels")]
+    assert len(with_labels) == 6 and all("_stage1_" in line for line in with_labels)
+    for line in lines:
+        if "train_without_weight" in line:
+            name = line.split("--name ")[1].split()[0].replace("stage2", "stage1")
+            assert f"--train_csv runs/x/masks/{name}_with_true.csv " in line
+            assert any(f"--out runs/x/masks/{name}" in made for made in lines)
+    assert lines[-1].endswith("--baseline ce_stage2 --out runs/x")
+
+
+def test_a_weak_list_takes_the_place_of_the_rest():
+    lines = dry_run(WEAK="tags.csv", TRAIN="t.csv", VALID="v.csv").stdout.splitlines()
+    weak = [line for line in lines if "train_lpl" in line or "predict_mask" in line]
+    assert len(weak) == 6 and all("--weak_csv tags.csv " in line or "--list tags.csv " in line for line in weak)
+    assert not any("evaluate.py" in line for line in lines) and "supervised" in lines[-1]  # no test list
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [({"ONLY": "lpl"}, "no row lpl; rows are supervised ce cce cce_pct all_masks"), ({"EPOCHS": "x"}, "EPOCHS=x")],
+)
+def test_mistakes_in_the_settings(env, said):
+    done = dry_run(**env)
+    assert done.returncode == 2 and said in done.stderr
+
+
+def calls(folder, *parts):
+    """The commands so far that hold all of these words."""
+    return [line for line in lines(folder / "calls") if all(part in line for part in parts)]
+
+
+def test_another_power_makes_rows_of_its_own_in_the_same_table(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    how = {"LABELLED": "4", "SWEEP": "u", "ONLY": "cce cce_pct", "command": ("./run_lpl.sh",)}
+    assert sweep(folder, **how).returncode == 0
+    first = set(calls(folder, "train_"))
+    assert [("--pct-power 8 " in line) for line in calls(folder, "train_lpl.py")] == [False, True]
+    assert sweep(folder, POWER="0.5", **how).returncode == 0
+    added = sorted(set(calls(folder, "train_")) - first)
+    assert len(added) == 2 and "--pct-power 0.5 --name labelled4/cce_pct_power0.5_stage1_s0 " in added[0]
+    masks = "--train_csv runs/u/masks/labelled4/cce_pct_power0.5_stage1_s0_with_true.csv "
+    assert masks in added[1] and "--name labelled4/cce_pct_power0.5_stage2_s0 " in added[1]
+
+
+@pytest.mark.slow
+def test_a_real_sweep(tmp_path):
+    make_list(tmp_path, 3, count=8)
+    env = {
+        "TRAIN": "list.csv",
+        "VALID": "valid.csv",
+        "TEST": "test.csv",
+        "CLASSES": "3",
+        "LABELLED": "2",
+        "EPOCHS": "1",
+    }
+    for name in ("valid", "test"):
+        make_list(tmp_path, 3, count=2, name=name)
+    env |= {
+        "SIZE": "32",
+        "BATCH": "2",
+        "ONLY": "cce_pct",
+        "PYTHON": sys.executable,
+        "SWEEP": "x",
+    }
+    env |= {"DATA_ROOT": str(tmp_path), "PRECISION": "fp32", "OMP_NUM_THREADS": "1"}
+    env |= {name: str(tmp_path / env[name]) for name in ("TRAIN", "VALID", "TEST")}
+    for name in ("run_lpl.sh", "setup.sh", "sweep.sh", "requirements.txt", "evaluate.py"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    for path in (*ROOT.glob("train_*.py"), ROOT / "utils"):
+        (tmp_path / path.name).symlink_to(path)
+    done = subprocess.run(
+        ["bash", "run_lpl.sh"], cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = tmp_path / "runs" / env["SWEEP"]
+    table = (sweep / "table.md").read_text()
+    assert "| cce_pct_stage1 |" in table and "| cce_pct_stage2 |" in table
+    for stage, labels in (("stage1", True), ("stage2", False)):
+        assert json.loads((sweep / f"labelled2/cce_pct_{stage}_s0/scores.json").read_text())["image_labels"] is labels
