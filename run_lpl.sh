@@ -32,6 +32,13 @@ ARCH=${ARCH:-DeepLabV3Plus} AUGMENT=${AUGMENT:-crop} POWER=${POWER:-8} SCALES=${
 usual
 EPOCHS2=${EPOCHS2:-$EPOCHS} BATCH2=${BATCH2:-$((2 * BATCH))}
 whole EPOCHS2 BATCH2
+number='([0-9]+\.?[0-9]*|\.[0-9]+)'
+[[ $POWER =~ ^$number$ ]] || fail "POWER=$POWER: a number of 0 or more, such as 2 or 0.5"
+[[ $CRF =~ ^[01]?$ ]] || fail "CRF=$CRF: 1 for masks that follow the edges of the image, else 0 or nothing"
+CRF=${CRF#0}
+[[ " $SCALES " =~ ^(\ +$number)+\ +$ ]] && printf '%s\n' $SCALES | awk '$1 < 0.05 || $1 > 20 { bad = 1 } END { exit bad }' ||
+  fail "SCALES=$SCALES: numbers from 0.05 to 20, separated by blanks"
+there WEAK
 begin "lpl-$SET-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep"
 count_masks
 ROOT=${DATA_ROOT:-.} TESTED=$LISTS/test_labels.csv LOOKS=(--scales $SCALES --flip)

@@ -41,13 +41,31 @@ def test_a_weak_list_takes_the_place_of_the_rest():
     assert not any("evaluate.py" in line for line in lines) and "supervised" in lines[-1]  # no test list
 
 
-@pytest.mark.parametrize(
-    ("env", "said"),
-    [({"ONLY": "lpl"}, "no row lpl; rows are supervised ce cce cce_pct all_masks"), ({"EPOCHS": "x"}, "EPOCHS=x")],
-)
-def test_mistakes_in_the_settings(env, said):
-    done = dry_run(**env)
-    assert done.returncode == 2 and said in done.stderr
+MISTAKES = [
+    ({"ONLY": "lpl"}, "ONLY=lpl: no row lpl; rows are supervised ce cce cce_pct all_masks"),
+    ({"EPOCHS": "x"}, "EPOCHS=x"),
+    ({"POWER": "-3"}, "POWER=-3: a number of 0 or more"),
+    ({"CRF": "yes"}, "CRF=yes: 1 for masks"),
+    ({"SCALES": "a b"}, "SCALES=a b: numbers from 0.05 to 20"),
+    ({"SCALES": "1 0"}, "SCALES=1 0: numbers from 0.05 to 20"),
+    ({"SELECT": "foo"}, "SELECT=foo: best or last"),
+    ({"DRY_RUN": "", "WEAK": "none.csv"}, "WEAK=none.csv: no such file"),
+    ({"DRY_RUN": "", "TRAIN": "none.csv", "VALID": "v.csv"}, "TRAIN=none.csv: no such file"),
+]
+
+
+@pytest.mark.parametrize(("env", "said"), MISTAKES)
+def test_mistakes_in_the_settings(env, said, tmp_path):
+    folder = stand_in(tmp_path / "a")
+    done = sweep(folder, command=("./run_lpl.sh",), **({"DATA": "", "DRY_RUN": "1", "LABELLED": "4"} | env))
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
+    assert not (folder / "calls").exists() and not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(("crf", "flag"), [("", ""), ("0", ""), ("1", " --crf")])
+def test_crf_is_a_switch(crf, flag):
+    (made,) = [line for line in dry_run(CRF=crf, ONLY="ce").stdout.splitlines() if "predict_mask" in line]
+    assert f"--flip{flag} --true-masks" in made
 
 
 def calls(folder, *parts):
