@@ -8,7 +8,7 @@
 # Stage 1 trains networks that predict with the classes of an image (train_lpl.py), and is tested with them; these write
 # masks of the weak images; stage 2 trains on true and written masks (train_without_weight.py), and is tested without
 # classes. A seed draws the images that keep their masks, too. The other images of TRAIN are the weak ones, with the
-# classes of their masks, unless WEAK names a list (CSV: img,label). Everything finished is skipped, everything interrupted
+# classes of their masks, unless WEAK names a list (CSV: img,label), from which those with masks are taken. Everything finished is skipped, everything interrupted
 # goes on. Exit codes: 0 done, 1 a run failed, 2 a mistake in the settings, 75 interrupted (the same command goes on from
 # here). Settings, by environment:
 #   DATA, or TRAIN VALID TEST   DATA_ROOT   WEAK   CLASSES
@@ -49,7 +49,7 @@ each() { # function: calls it with every row that is wanted, seed and number of 
     for count in $COUNTS; do for row in $ROWS; do if wanted "$row"; then "$1" "$row" "$seed" "$count"; fi; done; done
   done
 }
-halves() { few=$LISTS/seed$1/labelled_$2.csv weak=${WEAK:-$LISTS/seed$1/unlabelled_$2.csv}; } # seed, masks
+halves() { few=$LISTS/seed$1/labelled_$2.csv weak=$LISTS/seed$1/unlabelled_$2.csv; } # seed, masks
 as() { # row: what it is called; cce_pct says its POWER where that is another one
   local name=$1
   if [ "$1" = cce_pct ] && [ "$POWER" != 8 ]; then name+=_power$POWER; fi
@@ -103,7 +103,7 @@ ladder() {
   fi
   for seed in $SEEDS; do
     stage utils/prepare_data.py split "$TRAIN" --labelled $COUNTS --seed "$seed" --keep-masks --image-labels \
-      --classes "$CLASSES" --data-root "$ROOT" --out "$LISTS/seed$seed"
+      --classes "$CLASSES" ${WEAK:+--weak "$WEAK"} --data-root "$ROOT" --out "$LISTS/seed$seed"
   done
   each stage1
   each stage2

@@ -36,8 +36,10 @@ def test_both_stages_and_both_evaluations():
 
 def test_a_weak_list_takes_the_place_of_the_rest():
     lines = dry_run(WEAK="tags.csv", TRAIN="t.csv", VALID="v.csv").stdout.splitlines()
+    (split,) = [line for line in lines if "prepare_data.py split" in line]
+    assert " --weak tags.csv " in split and split.endswith("--out runs/x/lists/seed0")
     weak = [line for line in lines if "train_lpl" in line or "predict_mask" in line]
-    assert len(weak) == 6 and all("--weak_csv tags.csv " in line or "--list tags.csv " in line for line in weak)
+    assert len(weak) == 6 and all("runs/x/lists/seed0/unlabelled_5.csv " in line for line in weak)
     assert not any("evaluate.py" in line for line in lines) and "supervised" in lines[-1]  # no test list
 
 
