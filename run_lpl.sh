@@ -17,7 +17,8 @@
 #   ENCODER_WEIGHTS  PRECISION  AUGMENT  SCALES="0.75 1 1.25" (of masks and tests, with mirrored images)  CRF=1 (of masks)
 #   WIDTH (of PlainUNet)  POWER=8 (exponent of cce_pct's image weight)  SELECT=best|last  NPROC (processes a run)  JOBS (runs
 #   at a time)  SWEEP (its name; all it writes is in runs/SWEEP)   DRY_RUN=1 (print the command lines)
-# Another POWER makes rows of its own in the same table (cce_pct_power2).
+# Another POWER, CRF or SCALES makes rows of its own in the same table (cce_pct_power2, cce_crf, cce_scales1): the runs
+# before them that do not depend on it are used again.
 set -euo pipefail
 for name in DATA TRAIN VALID TEST WEAK DATA_ROOT; do # files of the caller's folder
   if [ -n "${!name:-}" ] && [ -e "${!name}" ]; then declare "$name=$(realpath "${!name}")"; fi
@@ -39,6 +40,9 @@ CRF=${CRF#0}
 [[ " $SCALES " =~ ^(\ +$number)+\ +$ ]] && printf '%s\n' $SCALES | awk '$1 < 0.05 || $1 > 20 { bad = 1 } END { exit bad }' ||
   fail "SCALES=$SCALES: numbers from 0.05 to 20, separated by blanks"
 there WEAK
+SCALES=$(echo $SCALES) SCALED="" # what these settings add to names, so that nothing that others made is taken for theirs
+if [ "$SCALES" != "0.75 1 1.25" ]; then SCALED=_scales${SCALES// /-}; fi
+MADE=${CRF:+_crf}$SCALED
 begin "lpl-$SET-$ARCH-$ENCODER-${SIZE}px-${EPOCHS}ep"
 count_masks
 ROOT=${DATA_ROOT:-.} TESTED=$LISTS/test_labels.csv LOOKS=(--scales $SCALES --flip)
@@ -51,9 +55,7 @@ each() { # function: calls it with every row that is wanted, seed and number of 
 }
 halves() { few=$LISTS/seed$1/labelled_$2.csv weak=$LISTS/seed$1/unlabelled_$2.csv; } # seed, masks
 as() { # row: what it is called; cce_pct says its POWER where that is another one
-  local name=$1
-  if [ "$1" = cce_pct ] && [ "$POWER" != 8 ]; then name+=_power$POWER; fi
-  echo "$name"
+  if [ "$1" = cce_pct ] && [ "$POWER" != 8 ]; then echo "cce_pct_power$POWER"; else echo "$1"; fi
 }
 alone() { [ "$1" = supervised ] || [ "$1" = all_masks ]; } # rows of a single stage, without classes
 stage1() { # row, seed, masks
@@ -71,30 +73,30 @@ stage1() { # row, seed, masks
   fi
 }
 stage2() { # the same; its masks are those that stage 1 writes, which is tested with the classes of the test images
-  local few weak row first name
+  local few weak first name masks row
   row=$(as "$1")
-  first=labelled$3/${row}_stage1_s$2 name=labelled$3/${row}_stage2_s$2
+  first=labelled$3/${row}_stage1_s$2 name=labelled$3/${row}${MADE}_stage2_s$2 masks=$LOGS/masks/labelled$3/${row}${MADE}_stage1_s$2
   if alone "$1" || ! await "$first"; then return 0; fi
   halves "$2" "$3"
   stage utils/predict_mask.py --list "$weak" --image-labels --checkpoint "$LOGS/$first/$SELECT.pt" "${LOOKS[@]}" ${CRF:+--crf} \
-    --true-masks "$few" --trusted --data-root "$ROOT" --out "$LOGS/masks/$first"
+    --true-masks "$few" --trusted --data-root "$ROOT" --out "$masks"
   scores "$first" --image-labels
-  run "$name" train_without_weight.py --train_csv "$LOGS/masks/${first}_with_true.csv" --name "$name" --seed "$2" "${SAME[@]}" \
+  run "$name" train_without_weight.py --train_csv "${masks}_with_true.csv" --name "$name" --seed "$2" "${SAME[@]}" \
     --epochs "$EPOCHS2" --batch-size "$BATCH2"
 }
 plain_scores() { # without classes
   local name
-  name=labelled$3/$(as "$1")_stage2_s$2
+  name=labelled$3/$(as "$1")${MADE}_stage2_s$2
   if alone "$1"; then name=labelled$3/$1_s$2; fi
   if ! await "$name"; then return 0; fi
   scores "$name"
 }
 scores() { # name of a run, flags: at the images' own size, over scales
-  local name=$1
+  local net=$LOGS/$1/$SELECT.pt file=$LOGS/$1/scores$SCALED.json
   shift
   if [ -z "$TEST" ]; then return; fi
-  if [ -z "$DRY_RUN" ] && [ "$LOGS/$name/scores.json" -nt "$LOGS/$name/$SELECT.pt" ]; then return; fi
-  stage evaluate.py "$LOGS/$name/$SELECT.pt" --list "$TESTED" --data-root "$ROOT" "${LOOKS[@]}" --json "$LOGS/$name/scores.json" "$@"
+  if [ -z "$DRY_RUN" ] && [ "$file" -nt "$net" ] && [ "$file" -nt "$TESTED" ]; then return; fi
+  stage evaluate.py "$net" --list "$TESTED" --data-root "$ROOT" "${LOOKS[@]}" --json "$file" "$@"
 }
 ladder() {
   local seed count folders=() baseline=supervised
@@ -110,8 +112,8 @@ ladder() {
   each plain_scores
   finish
   for count in $COUNTS; do folders+=("$LOGS/labelled$count"); done
-  if ! wanted supervised; then baseline=$(as "${ONLY%% *}")_stage2; fi
-  stage utils/report.py "${folders[@]}" --score mIoU --baseline "${baseline/all_masks_stage2/all_masks}" --out "$LOGS"
+  if ! wanted supervised; then baseline=$(as "${ONLY%% *}")${MADE}_stage2; fi
+  stage utils/report.py "${folders[@]}" --score mIoU --baseline "${baseline/all_masks*/all_masks}" --out "$LOGS"
   [ -n "$DRY_RUN" ] || echo "done in $((SECONDS - STARTED)) s; the table is $LOGS/table.md, the report $LOGS/report.html"
 }
 go

@@ -88,6 +88,39 @@ def test_another_power_makes_rows_of_its_own_in_the_same_table(tmp_path):
     assert masks in added[1] and "--name labelled4/cce_pct_power0.5_stage2_s0 " in added[1]
 
 
+def test_other_masks_and_scores_are_never_taken_for_those_of_the_settings(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    how = {"LABELLED": "4", "SWEEP": "u", "ONLY": "supervised cce", "command": ("./run_lpl.sh",)}
+    assert sweep(folder, **how).returncode == 0
+    for name, env in (("_crf", {"CRF": "1"}), ("_scales1-2", {"SCALES": " 1  2"})):
+        (folder / "calls").unlink()
+        assert sweep(folder, **env, **how).returncode == 0
+        (made,), (second,) = calls(folder, "predict_mask.py"), calls(folder, "train_without_weight.py")
+        masks = f"runs/u/masks/labelled4/cce{name}_stage1_s0"
+        assert made.endswith(f"--out {masks}") and "--checkpoint runs/u/labelled4/cce_stage1_s0/best.pt " in made
+        assert f"--train_csv {masks}_with_true.csv --name labelled4/cce{name}_stage2_s0 " in second
+        file = "scores_scales1-2.json" if "SCALES" in env else "scores.json"
+        tested = [f"{run}_s0/{file}" for run in ("cce_stage1", "supervised", f"cce{name}_stage2")]
+        assert [line.split("labelled4/")[-1].split()[0] for line in calls(folder, "evaluate.py")] == tested
+
+
+def test_scores_are_measured_again_where_the_labels_are_newer(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    how = {"LABELLED": "4", "SWEEP": "u", "ONLY": "supervised", "command": ("./run_lpl.sh",)}
+    assert sweep(folder, **how).returncode == 0
+    run, labels = folder / "runs/u/labelled4/supervised_s0", folder / "runs/u/lists/test_labels.csv"
+    run.mkdir(parents=True)
+    for path, time, again in ((run / "best.pt", 100, 1), (run / "scores.json", 200, 0), (labels, 300, 1)):
+        path.touch()
+        os.utime(path, (time, time))
+        if path != labels:
+            labels.touch()
+            os.utime(labels, (50, 50))
+        (folder / "calls").unlink()
+        assert sweep(folder, **how).returncode == 0
+        assert len(calls(folder, "evaluate.py")) == again, path
+
+
 @pytest.mark.slow
 def test_a_real_sweep(tmp_path):
     make_list(tmp_path, 3, count=8)
