@@ -88,6 +88,9 @@ def main(args: Args) -> None:
             found = _like_training(steps, nets[0], args)
         else:
             found = evaluate_files(steps, net, frame, plan, present, classes, args)
+            if found["lacking"]:
+                what = f"{found['lacking']} of {len(frame)} images have masks with classes that their label lacks"
+                warn(f"{args.list}: {what}; these cannot be predicted, and count as missed")
         if steps.main:
             about = {"checkpoints": [f"{path} {digest(path)}" for path in checkpoints], "images": len(frame)}
             _tell(found, class_table(found["areas"], names), about | {"plan": asdict(plan)}, frame, args)

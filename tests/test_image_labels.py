@@ -142,6 +142,31 @@ def test_predict_keeps_to_the_classes_of_a_list_and_notices_other_ones(tmp_path)
         run(net, photograph(tmp_path / "a.png"), "--image-labels", "--out", tmp_path / "out")
 
 
+def test_predict_refuses_two_labels_of_an_image(tmp_path):
+    net, path = checkpoint(tmp_path / "run/best.pt", classes=3), make_list(tmp_path, 3)
+    frame = read_list(path).drop(columns="line")
+    frame.assign(label="0 1").to_csv(path, index=False)
+    frame[1:3].assign(label=["1 0", "2"]).to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(
+        InputError, match=r"other\.csv: 1 bad row: line 3: list/2\.png has other .*list\.csv line 4\. Corr"
+    ):
+        run(net, path, tmp_path / "other.csv", "--data-root", tmp_path, "--image-labels", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_lack_a_class_of_the_mask_are_counted(tmp_path, capsys):
+    net, path = checkpoint(tmp_path / "run/best.pt", classes=3), make_list(tmp_path, 3)
+    frame = read_list(path).drop(columns="line")
+    held = [sorted(set(np.unique(read_mask(tmp_path / name, 3))) - {255}) for name in frame.filename]
+    for lacking in (0, 2):
+        labels = [" ".join(map(str, one[i < lacking :])) for i, one in enumerate(held)]
+        frame.assign(label=labels).to_csv(path, index=False)
+        scores(tmp_path, net, "--list", path, "--data-root", tmp_path, "--image-labels")
+        said = capsys.readouterr().err
+        assert ("2 of 4 images have masks with classes that their label lacks" in said) == (lacking > 0)
+        assert ("label lacks" in said) == (lacking > 0)
+
+
 def test_either_network_of_two_can_be_used(tmp_path):
     first, second = (checkpoint(tmp_path / f"{seed}/best.pt", classes=3, seed=seed) for seed in range(2))
     states = [read_checkpoint(path) for path in (first, second)]
