@@ -162,7 +162,8 @@ def test_labels_that_lack_a_class_of_the_mask_are_counted(tmp_path, capsys):
         labels = [" ".join(map(str, one[i < lacking :])) for i, one in enumerate(held)]
         frame.assign(label=labels).to_csv(path, index=False)
         scores(tmp_path, net, "--list", path, "--data-root", tmp_path, "--image-labels")
-        said = capsys.readouterr().err
+        out, said = capsys.readouterr()
+        assert "own size, with image-level classes\n" in out
         assert ("2 of 4 images have masks with classes that their label lacks" in said) == (lacking > 0)
         assert ("label lacks" in said) == (lacking > 0)
 
@@ -185,7 +186,7 @@ def test_either_network_of_two_can_be_used(tmp_path):
         scores(tmp_path, tmp_path / "both.pt", *words, "--net", "2")
 
 
-def test_like_training_tests_with_the_classes_of_masks_where_the_run_did(tmp_path):
+def test_like_training_tests_with_the_classes_of_masks_where_the_run_did(tmp_path, capsys):
     """A network that says class 1 before 2 before 0, everywhere."""
     net, path = checkpoint(tmp_path / "run/best.pt", classes=3, size=16), make_list(tmp_path, 3)
     state = read_checkpoint(net)
@@ -204,6 +205,8 @@ def test_like_training_tests_with_the_classes_of_masks_where_the_run_did(tmp_pat
         found = scores(tmp_path, net, "--list", path, "--data-root", tmp_path, "--like-training")
         right = sum((mask == says[i]).sum() for i, mask in enumerate(shown))
         assert found["scores"]["accuracy"] == pytest.approx(right / known)
+        assert (found["image_labels"], found["image_labels_of"]) == ((True, "masks") if flags else (False, None))
+        assert ("with image-level classes, those of their masks" in capsys.readouterr().out) == bool(flags)
 
 
 # dense CRF
