@@ -36,7 +36,7 @@ whole EPOCHS2 BATCH2
 number='([0-9]+\.?[0-9]*|\.[0-9]+)'
 [[ $POWER =~ ^$number$ ]] || fail "POWER=$POWER: a number of 0 or more, such as 2 or 0.5"
 [[ $CRF =~ ^[01]?$ ]] || fail "CRF=$CRF: 1 for masks that follow the edges of the image, else 0 or nothing"
-CRF=${CRF#0}
+CRF=${CRF#0} NEEDS=${CRF:+requirements-crf.txt}
 [[ " $SCALES " =~ ^(\ +$number)+\ +$ ]] && printf '%s\n' $SCALES | awk '$1 < 0.05 || $1 > 20 { bad = 1 } END { exit bad }' ||
   fail "SCALES=$SCALES: numbers from 0.05 to 20, separated by blanks"
 there WEAK

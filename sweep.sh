@@ -20,7 +20,7 @@ noise_levels() {
   [[ " $NOISE " =~ ^(\ +(0|[1-9][0-9]?|100))+\ +$ ]] || fail "NOISE=$NOISE: percentages from 0 to 100, separated by blanks"
 }
 machine() { # sets PY, GPUS, JOBS, PRECISION and LAUNCH, the words before a training script
-  if [ -z "$DRY_RUN" ]; then set_up requirements.txt
+  if [ -z "$DRY_RUN" ]; then set_up requirements.txt $NEEDS
   elif [ "$MODE" = paper ] || ! find_python requirements.txt; then PY=python PRECISION=${PRECISION:-bf16}; fi
   GPUS=0
   if [ -z "$DRY_RUN" ] || [ -z "${PRECISION:-}" ]; then GPUS=$("$PY" -c 'import torch; print(torch.cuda.device_count())'); fi
@@ -44,6 +44,7 @@ machine() { # sets PY, GPUS, JOBS, PRECISION and LAUNCH, the words before a trai
 
 STARTED=$SECONDS PLAN=() # run folder, epochs, networks and training list of every run to come
 FAILED=() INTERRUPTED="" PIDS=() LOGS=runs
+NEEDS="" # a further file of requirements
 declare -A STARTED_RUNS=()
 
 interrupted() { [[ " 75 129 130 143 " == *" $1 "* ]]; } # exit code of a command that saved, or that a signal ended

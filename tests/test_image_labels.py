@@ -218,7 +218,7 @@ class Recorder:
     calls: ClassVar = []
 
     def __init__(self, width, height, labels):
-        self.calls[:] = [("size", (width, height, labels))]
+        self.calls.append(("size", (width, height, labels)))
 
     def setUnaryEnergy(self, unary):
         assert unary.dtype == np.float32 and unary.flags.c_contiguous
@@ -240,6 +240,7 @@ class Recorder:
 def crf(monkeypatch):
     package, module = ModuleType("pydensecrf"), ModuleType("pydensecrf.densecrf")
     module.DenseCRF2D, package.densecrf = Recorder, module
+    Recorder.calls.clear()
     monkeypatch.setitem(sys.modules, "pydensecrf", package)
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", module)
 
@@ -255,6 +256,7 @@ def test_crf_sees_present_classes_with_the_released_settings(crf):
         ("bilateral", {"sxy": 32, "srgb": 13, "compat": 10, "image": (4, 6, 3)}),
         ("steps", 1),
     ]
+    Recorder.calls.clear()
     binary = refine(probability[:1], np.zeros((4, 6, 3), np.uint8))
     assert np.allclose(binary, probability[:1], atol=1e-5) and Recorder.calls[0] == ("size", (6, 4, 2))
     Recorder.calls.clear()
@@ -266,10 +268,14 @@ def test_crf_in_the_tool_and_without_the_library(tmp_path, crf, monkeypatch):
     net, path = checkpoint(tmp_path / "run/best.pt", classes=3), make_list(tmp_path, 3)
     words = ["--list", path, "--checkpoint", net, "--crf"]
     masks(*words, "--out", tmp_path / "m", root=tmp_path)
-    assert Recorder.calls[0] == ("size", (45, 49, 3))
+    shapes = [read_image(tmp_path / name).shape[:2] for name in read_list(path).img]
+    assert sorted(how for name, how in Recorder.calls if name == "size") == sorted((w, h, 3) for h, w in shapes)
+    masks(*words[:-1], "--out", tmp_path / "plain", root=tmp_path)  # the stand-in changes nothing
+    for i in range(4):
+        assert np.array_equal(read_mask(tmp_path / f"m/{i}.png", 3), read_mask(tmp_path / f"plain/{i}.png", 3))
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     monkeypatch.delitem(sys.modules, "pydensecrf.densecrf")
-    with pytest.raises(InputError, match="--crf: the library is missing; pip install pydensecrf2"):
+    with pytest.raises(InputError, match=r"pydensecrf2 is missing; pip install -r requirements-crf\.txt"):
         masks(*words, "--out", tmp_path / "other", root=tmp_path)
     assert not (tmp_path / "other").exists()
     with pytest.raises(InputError, match="pydensecrf2"):

@@ -70,6 +70,15 @@ def test_crf_is_a_switch(crf, flag):
     assert f"--flip{flag} --true-masks" in made
 
 
+@pytest.mark.parametrize(("crf", "needs"), [("0", ""), ("1", " requirements-crf.txt")])
+def test_the_library_of_the_crf_is_asked_for_before_anything_runs(crf, needs, tmp_path):
+    folder = stand_in(tmp_path / "a")
+    (folder / "setup.sh").write_text('set_up() { fail "asked for $*"; }\n')
+    done = sweep(folder, CRF=crf, command=("./run_lpl.sh",))
+    assert done.returncode == 2 and done.stderr == f"error: asked for requirements.txt{needs}\n"
+    assert (ROOT / "requirements-crf.txt").read_text().startswith("pydensecrf2")
+
+
 def calls(folder, *parts):
     """The commands so far that hold all of these words."""
     return [line for line in lines(folder / "calls") if all(part in line for part in parts)]
