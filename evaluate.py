@@ -88,6 +88,9 @@ def main(args: Args) -> None:
             found = _like_training(steps, nets[0], args)
         else:
             found = evaluate_files(steps, net, frame, plan, present, classes, args)
+            if found["lacking"]:
+                what = f"{found['lacking']} of {len(frame)} images have masks with classes that their label lacks"
+                warn(f"{args.list}: {what}; these cannot be predicted, and count as missed")
         if steps.main:
             about = {"checkpoints": [f"{path} {digest(path)}" for path in checkpoints], "images": len(frame)}
             _tell(found, class_table(found["areas"], names), about | {"plan": asdict(plan)}, frame, args)
@@ -143,19 +146,23 @@ def _like_training(steps, net, args) -> dict:
     sampler = Batches(len(data), run.batch_size if data.one_shape() else 1, steps.rank, steps.world)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=data.collate)
     # train_lpl.py tests with the classes of an image
-    forward = with_labels if "weak_csv" in known else plain
+    labelled = "weak_csv" in known
+    forward = with_labels if labelled else plain
     sums = sum(steps.gather(count_list(steps, [net], loader, forward)[0].cpu()))
     areas, scores = areas_of_list(sums, run.classes).numpy(), scores_of_list(sums, len(data), run)
-    return {"scores": mean_scores(areas) | scores, "areas": areas}
+    return {"scores": mean_scores(areas) | scores, "areas": areas, "labels_of": "masks" if labelled else ""}
 
 
 def _tell(found, table, about, frame, args):
     print(format_table(table))
     how = "as the run tested them" if args.like_training else "at their own size"
-    print(f"{args.list}: {len(frame)} images {how}{', with image-level classes' if args.image_labels else ''}")
+    labels_of = found.get("labels_of", "list" if args.image_labels else "")  # whose classes the network was told
+    said = {"masks": ", with image-level classes, those of their masks", "list": ", with image-level classes", "": ""}
+    print(f"{args.list}: {len(frame)} images {how}{said[labels_of]}")
     print("  ".join(f"{name} {value:.4f}" for name, value in found["scores"].items()))
     if args.json:
-        about |= {key: getattr(args, key) for key in ("list", "like_training", "image_labels", "theta0", "theta")}
+        about |= {key: getattr(args, key) for key in ("list", "like_training", "theta0", "theta")}
+        about |= {"image_labels": bool(labels_of), "image_labels_of": labels_of or None}
         each = table.astype(object).where(table.notna(), None).to_dict("records")
         about |= {"scores": found["scores"], "classes": each, "confusion": found.get("confusion")}
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from utils.args import launch
 from utils.checkpoint import load_network
-from utils.errors import InputError
+from utils.errors import InputError, report_bad_rows
 from utils.export import SUFFIXES, export
 from utils.images import read_image, write_bytes, write_mask, write_picture
 from utils.inference import Probabilities, in_batches, inputs_of
@@ -141,14 +141,22 @@ def _export(net, model, sources, plan, args):
 
 
 def _classes_of_images(args, classes) -> dict[Path, np.ndarray]:
-    """The classes of every image, (C,) bool, by its path; InputError for what is no list, and for bad labels."""
-    found = {}
+    """The classes of every image, (C,) bool, by its path.
+
+    InputError for what is no list, and for labels that are bad, or are not the same wherever an image is listed.
+    """
+    found, first = {}, {}
     for word in args.images:
         if Path(word).suffix.lower() != ".csv":
             raise InputError(f"--image-labels: {word} is no list; its column label has the classes of each image")
         frame = read_list(word, ("img",))
-        for name, held in zip(frame["img"], image_labels(frame, max(2, classes), word), strict=True):
-            found.setdefault((Path(args.data_root) / name).absolute(), held)
+        bad, present = [], image_labels(frame, max(2, classes), word)
+        for name, line, held in zip(frame["img"], frame["line"], present, strict=True):
+            path, where = (Path(args.data_root) / name).absolute(), f"{word} line {line}"
+            if not np.array_equal(found.setdefault(path, held), held):
+                bad.append((int(line), f"{name} has other classes in {first[path]}"))
+            first.setdefault(path, where)
+        report_bad_rows(word, bad, "Correct one of the two.")
     return found
 
 

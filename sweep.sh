@@ -9,12 +9,18 @@ whole() { # names of settings that are whole numbers
   local name
   for name in "$@"; do [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "$name=${!name}: a whole number of 1 or more"; done
 }
+there() { # names of settings that are files; a dry run needs none
+  local name
+  for name in "$@"; do
+    [ -n "$DRY_RUN" ] || [ -z "${!name:-}" ] || [ -f "${!name}" ] || fail "$name=${!name}: no such file; correct the path"
+  done
+}
 several_seeds() { [[ " $SEEDS " =~ ^(\ +[0-9]+)+\ +$ ]] || fail "SEEDS=$SEEDS: numbers separated by blanks"; }
 noise_levels() {
   [[ " $NOISE " =~ ^(\ +(0|[1-9][0-9]?|100))+\ +$ ]] || fail "NOISE=$NOISE: percentages from 0 to 100, separated by blanks"
 }
 machine() { # sets PY, GPUS, JOBS, PRECISION and LAUNCH, the words before a training script
-  if [ -z "$DRY_RUN" ]; then set_up requirements.txt
+  if [ -z "$DRY_RUN" ]; then set_up requirements.txt $NEEDS
   elif [ "$MODE" = paper ] || ! find_python requirements.txt; then PY=python PRECISION=${PRECISION:-bf16}; fi
   GPUS=0
   if [ -z "$DRY_RUN" ] || [ -z "${PRECISION:-}" ]; then GPUS=$("$PY" -c 'import torch; print(torch.cuda.device_count())'); fi
@@ -38,6 +44,7 @@ machine() { # sets PY, GPUS, JOBS, PRECISION and LAUNCH, the words before a trai
 
 STARTED=$SECONDS PLAN=() # run folder, epochs, networks and training list of every run to come
 FAILED=() INTERRUPTED="" PIDS=() LOGS=runs
+NEEDS="" # a further file of requirements
 declare -A STARTED_RUNS=()
 
 interrupted() { [[ " 75 129 130 143 " == *" $1 "* ]]; } # exit code of a command that saved, or that a signal ended
@@ -225,6 +232,8 @@ usual() { # settings without a value get one; then they are checked. ROWS and MO
   ARCH=${ARCH:-Unet} ENCODER=${ENCODER:-resnet18} ENCODER_WEIGHTS=${ENCODER_WEIGHTS:-none} TEST=${TEST:-} LABELLED=${LABELLED:-1/16 1/8}
   whole EPOCHS SIZE BATCH NPROC CLASSES WIDTH ${JOBS:+JOBS}
   several_seeds
+  [[ $SELECT =~ ^(best|last)$ ]] || fail "SELECT=$SELECT: best or last"
+  there TRAIN VALID TEST
   [[ " $LABELLED " =~ ^(\ +[1-9][0-9]*(/[1-9][0-9]*)?)+\ +$ ]] || fail "LABELLED=$LABELLED: numbers or shares such as 1/16"
   local name
   for name in $ONLY; do

@@ -1,8 +1,6 @@
-"""Predictions that keep to the classes of an image: evaluate.py, predict.py, predict_mask.py; and run_lpl.sh."""
+"""Predictions that keep to the classes of an image: evaluate.py, predict.py, predict_mask.py."""
 
 import json
-import os
-import subprocess
 import sys
 from types import ModuleType
 from typing import ClassVar
@@ -13,7 +11,6 @@ import pytest
 import torch
 from test_evaluate import make_list, scores
 from test_predict import checkpoint, expected, photograph, run
-from test_scripts import ROOT
 
 from utils import dense_crf, predict_mask
 from utils.args import parse
@@ -145,6 +142,32 @@ def test_predict_keeps_to_the_classes_of_a_list_and_notices_other_ones(tmp_path)
         run(net, photograph(tmp_path / "a.png"), "--image-labels", "--out", tmp_path / "out")
 
 
+def test_predict_refuses_two_labels_of_an_image(tmp_path):
+    net, path = checkpoint(tmp_path / "run/best.pt", classes=3), make_list(tmp_path, 3)
+    frame = read_list(path).drop(columns="line")
+    frame.assign(label="0 1").to_csv(path, index=False)
+    frame[1:3].assign(label=["1 0", "2"]).to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(
+        InputError, match=r"other\.csv: 1 bad row: line 3: list/2\.png has other .*list\.csv line 4\. Corr"
+    ):
+        run(net, path, tmp_path / "other.csv", "--data-root", tmp_path, "--image-labels", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_lack_a_class_of_the_mask_are_counted(tmp_path, capsys):
+    net, path = checkpoint(tmp_path / "run/best.pt", classes=3), make_list(tmp_path, 3)
+    frame = read_list(path).drop(columns="line")
+    held = [sorted(set(np.unique(read_mask(tmp_path / name, 3))) - {255}) for name in frame.filename]
+    for lacking in (0, 2):
+        labels = [" ".join(map(str, one[i < lacking :])) for i, one in enumerate(held)]
+        frame.assign(label=labels).to_csv(path, index=False)
+        scores(tmp_path, net, "--list", path, "--data-root", tmp_path, "--image-labels")
+        out, said = capsys.readouterr()
+        assert "own size, with image-level classes\n" in out
+        assert ("2 of 4 images have masks with classes that their label lacks" in said) == (lacking > 0)
+        assert ("label lacks" in said) == (lacking > 0)
+
+
 def test_either_network_of_two_can_be_used(tmp_path):
     first, second = (checkpoint(tmp_path / f"{seed}/best.pt", classes=3, seed=seed) for seed in range(2))
     states = [read_checkpoint(path) for path in (first, second)]
@@ -163,7 +186,7 @@ def test_either_network_of_two_can_be_used(tmp_path):
         scores(tmp_path, tmp_path / "both.pt", *words, "--net", "2")
 
 
-def test_like_training_tests_with_the_classes_of_masks_where_the_run_did(tmp_path):
+def test_like_training_tests_with_the_classes_of_masks_where_the_run_did(tmp_path, capsys):
     """A network that says class 1 before 2 before 0, everywhere."""
     net, path = checkpoint(tmp_path / "run/best.pt", classes=3, size=16), make_list(tmp_path, 3)
     state = read_checkpoint(net)
@@ -182,6 +205,8 @@ def test_like_training_tests_with_the_classes_of_masks_where_the_run_did(tmp_pat
         found = scores(tmp_path, net, "--list", path, "--data-root", tmp_path, "--like-training")
         right = sum((mask == says[i]).sum() for i, mask in enumerate(shown))
         assert found["scores"]["accuracy"] == pytest.approx(right / known)
+        assert (found["image_labels"], found["image_labels_of"]) == ((True, "masks") if flags else (False, None))
+        assert ("with image-level classes, those of their masks" in capsys.readouterr().out) == bool(flags)
 
 
 # dense CRF
@@ -193,7 +218,7 @@ class Recorder:
     calls: ClassVar = []
 
     def __init__(self, width, height, labels):
-        self.calls[:] = [("size", (width, height, labels))]
+        self.calls.append(("size", (width, height, labels)))
 
     def setUnaryEnergy(self, unary):
         assert unary.dtype == np.float32 and unary.flags.c_contiguous
@@ -215,6 +240,7 @@ class Recorder:
 def crf(monkeypatch):
     package, module = ModuleType("pydensecrf"), ModuleType("pydensecrf.densecrf")
     module.DenseCRF2D, package.densecrf = Recorder, module
+    Recorder.calls.clear()
     monkeypatch.setitem(sys.modules, "pydensecrf", package)
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", module)
 
@@ -230,6 +256,7 @@ def test_crf_sees_present_classes_with_the_released_settings(crf):
         ("bilateral", {"sxy": 32, "srgb": 13, "compat": 10, "image": (4, 6, 3)}),
         ("steps", 1),
     ]
+    Recorder.calls.clear()
     binary = refine(probability[:1], np.zeros((4, 6, 3), np.uint8))
     assert np.allclose(binary, probability[:1], atol=1e-5) and Recorder.calls[0] == ("size", (6, 4, 2))
     Recorder.calls.clear()
@@ -241,90 +268,15 @@ def test_crf_in_the_tool_and_without_the_library(tmp_path, crf, monkeypatch):
     net, path = checkpoint(tmp_path / "run/best.pt", classes=3), make_list(tmp_path, 3)
     words = ["--list", path, "--checkpoint", net, "--crf"]
     masks(*words, "--out", tmp_path / "m", root=tmp_path)
-    assert Recorder.calls[0] == ("size", (45, 49, 3))
+    shapes = [read_image(tmp_path / name).shape[:2] for name in read_list(path).img]
+    assert sorted(how for name, how in Recorder.calls if name == "size") == sorted((w, h, 3) for h, w in shapes)
+    masks(*words[:-1], "--out", tmp_path / "plain", root=tmp_path)  # the stand-in changes nothing
+    for i in range(4):
+        assert np.array_equal(read_mask(tmp_path / f"m/{i}.png", 3), read_mask(tmp_path / f"plain/{i}.png", 3))
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     monkeypatch.delitem(sys.modules, "pydensecrf.densecrf")
-    with pytest.raises(InputError, match="--crf: the library is missing; pip install pydensecrf2"):
+    with pytest.raises(InputError, match=r"pydensecrf2 is missing; pip install -r requirements-crf\.txt"):
         masks(*words, "--out", tmp_path / "other", root=tmp_path)
     assert not (tmp_path / "other").exists()
     with pytest.raises(InputError, match="pydensecrf2"):
         dense_crf.check_crf()
-
-
-# run_lpl.sh
-
-
-def dry_run(**env):
-    own = {k: v for k, v in os.environ.items() if k not in ("DATA", "TRAIN", "TEST", "WEAK", "ONLY", "SEEDS")}
-    env = own | {"DRY_RUN": "1", "PRECISION": "bf16", "SWEEP": "x", "LABELLED": "5"} | env
-    return subprocess.run(["bash", "run_lpl.sh"], cwd=ROOT, env=env, capture_output=True, text=True)
-
-
-def test_both_stages_and_both_evaluations():
-    lines = dry_run(ONLY="ce cce cce_pct", SEEDS="0 1", CLASSES="11", TRAIN="t.csv", VALID="v.csv", TEST="e.csv").stdout
-    lines = [line for line in lines.splitlines() if "prepare_data" not in line]
-    tools = [line.split()[1] for line in lines]
-    second = ["utils/predict_mask.py", "evaluate.py", "train_without_weight.py"] * 6
-    assert tools == ["train_lpl.py"] * 6 + second + ["evaluate.py"] * 6 + ["utils/report.py"]
-    assert [line.split("--preset ")[1].split()[0] for line in lines[:6]] == ["ce", "cce", "cce_pct"] * 2
-    with_labels = [line for line in lines if "evaluate.py" in line and line.endswith("--image-labels")]
-    assert len(with_labels) == 6 and all("_stage1_" in line for line in with_labels)
-    for line in lines:
-        if "train_without_weight" in line:
-            name = line.split("--name ")[1].split()[0].replace("stage2", "stage1")
-            assert f"--train_csv runs/x/masks/{name}_with_true.csv " in line
-            assert any(f"--out runs/x/masks/{name}" in made for made in lines)
-    assert lines[-1].endswith("--baseline ce_stage2 --out runs/x")
-
-
-def test_a_weak_list_takes_the_place_of_the_rest():
-    lines = dry_run(WEAK="tags.csv", TRAIN="t.csv", VALID="v.csv").stdout.splitlines()
-    weak = [line for line in lines if "train_lpl" in line or "predict_mask" in line]
-    assert len(weak) == 6 and all("--weak_csv tags.csv " in line or "--list tags.csv " in line for line in weak)
-    assert not any("evaluate.py" in line for line in lines) and "supervised" in lines[-1]  # no test list
-
-
-@pytest.mark.parametrize(
-    ("env", "said"),
-    [({"ONLY": "lpl"}, "no row lpl; rows are supervised ce cce cce_pct all_masks"), ({"EPOCHS": "x"}, "EPOCHS=x")],
-)
-def test_mistakes_in_the_settings(env, said):
-    done = dry_run(**env)
-    assert done.returncode == 2 and said in done.stderr
-
-
-@pytest.mark.slow
-def test_a_real_sweep(tmp_path):
-    make_list(tmp_path, 3, count=8)
-    env = {
-        "TRAIN": "list.csv",
-        "VALID": "valid.csv",
-        "TEST": "test.csv",
-        "CLASSES": "3",
-        "LABELLED": "2",
-        "EPOCHS": "1",
-    }
-    for name in ("valid", "test"):
-        make_list(tmp_path, 3, count=2, name=name)
-    env |= {
-        "SIZE": "32",
-        "BATCH": "2",
-        "ONLY": "cce_pct",
-        "PYTHON": sys.executable,
-        "SWEEP": "x",
-    }
-    env |= {"DATA_ROOT": str(tmp_path), "PRECISION": "fp32", "OMP_NUM_THREADS": "1"}
-    env |= {name: str(tmp_path / env[name]) for name in ("TRAIN", "VALID", "TEST")}
-    for name in ("run_lpl.sh", "setup.sh", "sweep.sh", "requirements.txt", "evaluate.py"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    for path in (*ROOT.glob("train_*.py"), ROOT / "utils"):
-        (tmp_path / path.name).symlink_to(path)
-    done = subprocess.run(
-        ["bash", "run_lpl.sh"], cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    sweep = tmp_path / "runs" / env["SWEEP"]
-    table = (sweep / "table.md").read_text()
-    assert "| cce_pct_stage1 |" in table and "| cce_pct_stage2 |" in table
-    for stage, labels in (("stage1", True), ("stage2", False)):
-        assert json.loads((sweep / f"labelled2/cce_pct_{stage}_s0/scores.json").read_text())["image_labels"] is labels

@@ -416,6 +416,16 @@ def test_what_makes_weak_images_useless_is_said(tiny, tmp_path, capsys):
     assert "13 of its images have masks in" in said
 
 
+def test_weak_images_that_choose_the_checkpoint_are_said(tiny, tmp_path, capsys):
+    lists = weak_list(tiny, "weak_valid.csv", {})
+    frame = pd.read_csv(tiny / "weak_valid.csv")
+    more = pd.read_csv(tiny / "classes_valid.csv")[["img"]].iloc[:2].assign(label="0 1 2")
+    pd.concat([frame, more]).to_csv(tiny / "weak_valid.csv", index=False)
+    launch(SCRIPT, tiny, tmp_path, "run", *lists, "--preset", "ce", "--epochs", "1")
+    said = capsys.readouterr().err
+    assert "2 images of" in said and "weak_valid.csv too; they flatter the checkpoint" in said
+
+
 @pytest.mark.slow
 def test_two_processes_count_together(tiny, tmp_path):
     """Both see the IoU of both, and the two networks are the same in both."""

@@ -124,6 +124,21 @@ def test_image_level_classes_come_from_the_masks(tmp_path, capsys):
     assert all(known[row.img] == row.label for half in (few, many) for row in half.itertuples())
 
 
+def test_a_weak_list_loses_the_images_with_masks_of_every_count(tmp_path):
+    """Whatever path they have there; the other rows stay as they are, in their order."""
+    path = make_list(tmp_path, [[[0]]] * 5)
+    (tmp_path / "link").symlink_to(tmp_path / "i")
+    names = [f"i/./{i}.jpg" for i in range(3)] + ["link/3.jpg", str(tmp_path / "i/4.jpg"), "t/9.jpg"]
+    (tmp_path / "tags.csv").write_text("img,label,site\n" + "".join(f"{name},0 1,s\n" for name in names))
+    words = ["split", path, "--weak", tmp_path / "tags.csv", "--data-root", tmp_path, "--keep-masks", "--image-labels"]
+    tool(*words, "--labelled", "2", "5", "--out", tmp_path / "out")
+    for k in (2, 5):
+        few, weak = (read_list(tmp_path / f"out/{half}_{k}.csv", ("img",)) for half in ("labelled", "unlabelled"))
+        taken = {int(Path(name).stem) for name in few.img}
+        assert len(taken) == k and weak.img.tolist() == [name for i, name in enumerate(names) if i not in taken]
+        assert list(weak.columns[:-1]) == ["img", "label", "site"] and set(weak.label) == {"0 1"}
+
+
 def test_classes_of_binary_masks(tmp_path):
     path = make_list(tmp_path, [[[0, 255]], [[0, 0]], [[1, 1]]])
     tool("image-labels", path, "--data-root", tmp_path, "--out", tmp_path / "with.csv")
@@ -227,6 +242,9 @@ SPLITS = {
     "both halves": (["--labelled", "1", "--extra", "list.csv"], "is in list.csv too"),
     "no masks": (["--labelled", "1", "--keep-masks", "--extra", "tags.csv"], "tags.csv: no column `filename`"),
     "no labels": (["--labelled", "1", "--image-labels", "--classes", "3", "--extra", "tags.csv"], "no column `label`"),
+    "weak without labels": (["--labelled", "1", "--weak", "tags.csv"], "tags.csv: no column `label`"),
+    "nothing weak": (["--labelled", "3", "--weak", "all.csv"], "all.csv: all its images are among the 3 with masks"),
+    "weak and extra": (["--labelled", "1", "--weak", "all.csv", "--extra", "all.csv"], "--weak, --extra: one takes"),
     "twice": (["--labelled", "1", "--extra", "tags.csv", "tags.csv"], "t.jpg is listed twice"),
 }
 
@@ -237,6 +255,7 @@ def test_impossible_splits_are_one_line(tmp_path, capsys, monkeypatch, mistake):
     flags, what = SPLITS[mistake]
     make_list(tmp_path, [[[0]], [[1]], [[2]]])
     Path("tags.csv").write_text("img\nt.jpg\n")
+    Path("all.csv").write_text("img,label\ni/0.jpg,0\ni/2.jpg,1\n")
     with pytest.raises(SystemExit) as ended:
         tool("split", "list.csv", "--out", "out", *flags)
     said = capsys.readouterr().err

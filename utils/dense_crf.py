@@ -1,4 +1,4 @@
-"""Probabilities made to follow the edges of their image, by a dense CRF; needs `pip install pydensecrf2`."""
+"""Probabilities made to follow the edges of their image, by a dense CRF; needs requirements-crf.txt."""
 
 import numpy as np
 
@@ -41,5 +41,7 @@ def _library():
     try:
         import pydensecrf.densecrf as library
     except ImportError:
-        raise InputError("--crf: the library is missing; pip install pydensecrf2, or leave --crf out") from None
+        raise InputError(
+            "--crf: pydensecrf2 is missing; pip install -r requirements-crf.txt, or leave it out"
+        ) from None
     return library

@@ -32,14 +32,16 @@ class Work:
     fault: str = ""
     counts: np.ndarray | None = None
     scores: dict | None = None
+    lacks: bool = False
 
 
 def evaluate_files(steps, net, frame, plan: Plan, present: np.ndarray | None, classes: int, args) -> dict:
     """Scores of a `Probabilities` on a list (`read_list`), each in [0, 1], by all processes of `steps` together.
 
     `present` (N, C) bool, of binary masks (N, 2), restricts what is predicted. Returns `scores` of the list, `areas`
-    (3, classes) and the `confusion` they come from, and `images`, the scores of every row. InputError names every row
-    that is bad; from the first on the network rests. `args` has `list`, `data_root`, `theta0` and `theta`.
+    (3, classes) and the `confusion` they come from, `images`, the scores of every row, and `lacking`, the number of
+    images whose masks hold classes that `present` lacks. InputError names every row that is bad; from the first on the
+    network rests. `args` has `list`, `data_root`, `theta0` and `theta`.
     """
     paths = [[str(Path(args.data_root, name)) for name in frame[column]] for column in ("img", "filename")]
     _check_files(frame, paths, args.list)
@@ -62,18 +64,19 @@ def evaluate_files(steps, net, frame, plan: Plan, present: np.ndarray | None, cl
             _judge(work, classes, args)
         return work
 
-    total, images = np.zeros((max(classes, 2),) * 2, np.int64), {}
+    total, images, lacking = np.zeros((max(classes, 2),) * 2, np.int64), {}, 0
     works = _through_network(net, in_threads(read, rows, wait=AHEAD), plan)
     quiet = None if steps.main else True
     for work in tqdm(in_threads(score, works, wait=AHEAD), f"evaluating {args.list}", len(rows), False, disable=quiet):
         if work.scores:
-            total, images[work.row] = total + work.counts, work.scores
-    shares = steps.gather((total, images, faults))
+            total, images[work.row], lacking = total + work.counts, work.scores, lacking + work.lacks
+    shares = steps.gather((total, images, faults, lacking))
     remedy = "Correct or remove these rows, or evaluate a checkpoint of as many classes."
-    report_bad_rows(args.list, [one for _, _, some in shares for one in some], remedy)
-    every = {row: scores for _, some, _ in shares for row, scores in some.items()}
+    report_bad_rows(args.list, [one for _, _, some, _ in shares for one in some], remedy)
+    every = {row: scores for _, some, *_ in shares for row, scores in some.items()}
     assert sorted(every) == list(range(len(frame))), "an image was left out or counted twice"
-    return _of_list(sum(total for total, _, _ in shares), [every[row] for row in range(len(frame))], classes, args)
+    found = _of_list(sum(total for total, *_ in shares), [every[row] for row in range(len(frame))], classes, args)
+    return found | {"lacking": sum(lacking for *_, lacking in shares)}
 
 
 def _check_files(frame, paths, name):
@@ -110,6 +113,7 @@ def _judge(work, classes, args):
     scores = pair_scores(work.pred, work.mask, classes, args.theta0, args.theta)
     work.scores = {key: float(scores[key]) for key in ("iou", "miou", "dice", "bf")}
     work.scores["accuracy"] = mean_scores(areas_of(work.counts))["accuracy"]
+    work.lacks = work.present is not None and bool(areas_of(work.counts)[2][~work.present].any())
     work.scores["pixels"] = int(work.counts.sum())
     work.image = work.mask = work.pred = work.bands = None
 

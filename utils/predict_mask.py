@@ -31,8 +31,10 @@ from utils.lists import from_root, image_labels, read_list, unique_stems, write_
 from utils.logs import read_record, replace_text
 from utils.plans import check_scales
 from utils.sources import digest
-from utils.store import key_of, stamp_files
+from utils.store import in_threads, key_of, stamp_files
 from utils.teachers import load_teachers, probabilities
+
+AHEAD = 8  # images that wait for their masks to be written: each may be large
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Args:
     image_labels: Annotated[bool, "predict only classes of an image's column label"] = False
     scales: Annotated[list[float], "sizes to average over, as factors"] = field(default_factory=lambda: [1.0])
     flip: Annotated[bool, "average with the mirrored image"] = False
-    crf: Annotated[bool, "let masks follow the edges of the image, by a dense CRF (pip install pydensecrf2)"] = False
+    crf: Annotated[bool, "let masks follow the edges of the image, by a dense CRF (requirements-crf.txt)"] = False
     true_masks: Annotated[str, "list whose masks stand before the predicted ones in OUT_with_true.csv"] = ""
     net: Annotated[int, "network of a checkpoint of two, 0 or 1; -1: the one that validation chose"] = -1
     data_root: Annotated[str, "folder that relative paths in the list start from"] = "."
@@ -96,21 +98,30 @@ def _predict(frame, teachers, present, paths, supports, args) -> None:
     """Write the masks, and what they support; InputError at the end for masks of the list that are bad."""
     if supports:
         supports[0].parent.mkdir(exist_ok=True)
-    classes, bad = teachers.model["classes"], []
-    for i, probability, shape in probabilities(frame, teachers, args, present, args.scales, args.flip):
+    classes = teachers.model["classes"]
+
+    def write(found):
+        i, probability, shape = found
         if args.crf:
             image = read_image(Path(args.data_root, frame["img"].iloc[i]))
             probability = refine(enlarge(probability, shape), image)
         write_mask(paths[i], to_mask(probability, shape), classes)
-        if supports:
-            try:
-                mask = read_mask(Path(args.data_root, frame["filename"].iloc[i]), classes)
-                check_sizes(frame["img"].iloc[i], shape, frame["filename"].iloc[i], mask.shape)
-            except InputError as error:
-                bad.append((int(frame["line"].iloc[i]), str(error)))
-            else:
-                write_picture(supports[i], support_of(enlarge(probability, shape), mask))
+        return _write_support(supports[i], frame.iloc[i], probability, shape, classes, args) if supports else None
+
+    found = probabilities(frame, teachers, args, present, args.scales, args.flip)
+    bad = [one for one in in_threads(write, found, wait=AHEAD) if one]
     report_bad_rows(args.list, bad, "Correct or remove these rows.")
+
+
+def _write_support(path, row, probability, shape, classes, args) -> tuple[int, str] | None:
+    """Write how likely the mask of a row is; its line and what is wrong with it, if something is."""
+    try:
+        mask = read_mask(Path(args.data_root, row["filename"]), classes)
+        check_sizes(row["img"], shape, row["filename"], mask.shape)
+    except InputError as error:
+        return int(row["line"]), str(error)
+    write_picture(path, support_of(enlarge(probability, shape), mask))
+    return None
 
 
 def support_of(probability: np.ndarray, mask: np.ndarray) -> np.ndarray:

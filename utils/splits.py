@@ -5,6 +5,7 @@ word, for Pascal VOC the id `2007_000032`, for Cityscapes the image `leftImg8bit
 """
 
 import math
+import os
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -39,6 +40,7 @@ class LabelledArgs:
     extra: Annotated[list[str], "lists of images without masks that are unlabelled in every case"] = field(
         default_factory=list
     )
+    weak: Annotated[str, "list with img and label: unlabelled_K.csv is this, without the labelled images"] = ""
     data_root: Annotated[str, "folder that relative paths in the list start from"] = "."
 
 
@@ -114,7 +116,7 @@ def labelled_counts(args: LabelledArgs, count: int) -> list[int]:
 
 def draw_splits(args: LabelledArgs) -> dict[str, pd.DataFrame]:
     """{file name: list} of the labelled and the unlabelled images of every count that is asked for."""
-    frame, more = read_list(args.csv), _extra(args)
+    frame, more, weak = read_list(args.csv), _extra(args), _weak(args)
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}: must be 0 or more")
     counts, lists = labelled_counts(args, len(frame)), {}
@@ -131,7 +133,10 @@ def draw_splits(args: LabelledArgs) -> dict[str, pd.DataFrame]:
     if "label" in frame and ("label" in more or more.empty):
         columns.append("label")
     for k in counts:
-        lists[f"labelled_{k}.csv"] = frame.iloc[np.sort(order[:k])]
+        few = lists[f"labelled_{k}.csv"] = frame.iloc[np.sort(order[:k])]
+        if weak is not None:
+            lists[f"unlabelled_{k}.csv"] = _without(weak, few, args)
+            continue
         rest = pd.concat([frame.iloc[np.sort(order[k:])], more], ignore_index=True)
         lists[f"unlabelled_{k}.csv"] = rest[columns]
     return lists
@@ -254,6 +259,26 @@ def _extra(args) -> pd.DataFrame:
     if frames and any("label" not in one for one in frames):
         frame = frame.drop(columns="label", errors="ignore")
     return frame.drop(columns="line", errors="ignore")
+
+
+def _weak(args) -> pd.DataFrame | None:
+    """The list that takes the place of what is left, its classes checked; None without one."""
+    if not args.weak:
+        return None
+    if args.extra:
+        raise InputError("--weak, --extra: one takes the place of the unlabelled images, the other adds some; choose")
+    frame = read_list(args.weak, ("img", "label"))
+    image_labels(frame, max(2, args.classes), args.weak)
+    return frame.drop(columns="line")
+
+
+def _without(weak, few, args) -> pd.DataFrame:
+    """The rows of a list whose images are not in `few`, under whatever path; InputError where none is left."""
+    taken = {os.path.realpath(Path(args.data_root, name)) for name in few["img"]}
+    left = [os.path.realpath(Path(args.data_root, name)) not in taken for name in weak["img"]]
+    if not any(left):
+        raise InputError(f"{args.weak}: all its images are among the {len(few)} with masks; lower --labelled")
+    return weak[left]
 
 
 def _labelled(frame, path, args) -> pd.DataFrame:

@@ -68,6 +68,9 @@ def open_tagged(args, views: int) -> list[Dataset]:
     weak = UnlabelledDataset(args.weak_csv, augment=args.augment, seed=args.seed, **reading(args))
     if args.test_csv:
         check_leak(lists[-1], weak)
+    both = len(set(lists[1].real) & set(weak.real))
+    if both and args.select == "best":
+        warn(f"{both} images of {args.valid_csv} are in {args.weak_csv} too; they flatter the checkpoint it chooses")
     lists[0] = TaggedDataset(lists[0], weak, views, args.compat == "released")
     if not lists[0].one_shape():
         raise InputError(f"{args.weak_csv}: images of different sizes with --size 0; use --size N")
