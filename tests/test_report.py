@@ -237,10 +237,12 @@ def test_several_sweeps_are_kept_apart(tmp_path):
     assert "| two | 60 | kd_bf |" in (tmp_path / "both/table.md").read_text()
 
 
-def test_a_sweep_may_be_called_noise(tmp_path):
-    write_run(tmp_path, "noise/teacher", 0.9)
-    write_run(tmp_path, "noise/noise60-polygon-0.7/kd_bf_s0", 0.8)
-    found = frame_of(find_runs([tmp_path / "noise"]))
+@pytest.mark.parametrize("name", ["noise", "noise3"])
+def test_a_sweep_may_be_called_noise(name, tmp_path):
+    write_run(tmp_path, f"{name}/teacher", 0.9)
+    write_run(tmp_path, f"{name}/noise60-polygon-0.7/kd_bf_s0", 0.8)
+    (tmp_path / name / "logs").mkdir(exist_ok=True)
+    found = frame_of(find_runs([tmp_path / name]))
     assert set(found["sweep"]) == {""} and dict(zip(found["row"], found["noise"], strict=True)) == {
         "teacher": "",
         "kd_bf": "noise60-polygon-0.7",

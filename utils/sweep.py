@@ -38,8 +38,8 @@ class Found:
     @property
     def noise(self) -> str:
         """The folder above, if it says a noise ratio, and maybe a kind ("noise60", "noise60-polygon"), else nothing."""
-        above = self.folder.parent.name
-        return printable(above) if re.match(r"noise\d", above) else ""
+        above = self.folder.parent
+        return printable(above.name) if above.name.startswith("noise") and _part(above) else ""
 
     @property
     def row(self) -> str:
@@ -58,7 +58,7 @@ class Found:
     def sweep(self) -> Path:
         """The folder of its sweep: the one above, or above its noise ratio."""
         above = self.folder.parent
-        return above.parent if re.match(r"(noise|folds)\d", above.name) else above  # not of a sweep called "noise"
+        return above.parent if _part(above) else above
 
     def series(self, key: str) -> dict[int, float]:
         """A number of the log by epoch; of two networks the validation scores of the one that was better there."""
@@ -71,6 +71,11 @@ class Found:
             return self.test["best_epoch"]
         scores = self.series("valid_score")
         return max(scores, key=scores.get) if scores else None
+
+
+def _part(folder: Path) -> bool:
+    """Whether a folder is the part of a sweep with one noise, or one fold; a sweep called noise3 has logs of its own."""
+    return bool(re.match(r"(noise|folds)\d", folder.name)) and not (folder / "logs").is_dir()
 
 
 def find_runs(folders) -> list[Found]:
