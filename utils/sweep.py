@@ -74,7 +74,7 @@ class Found:
 
 
 def _part(folder: Path) -> bool:
-    """Whether a folder is the part of a sweep with one noise, or one fold; a sweep called noise3 has logs of its own."""
+    """Whether a folder is the part of a sweep with one noise, or one fold; a sweep named noise3 has logs of its own."""
     return bool(re.match(r"(noise|folds)\d", folder.name)) and not (folder / "logs").is_dir()
 
 
