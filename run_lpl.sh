@@ -8,9 +8,9 @@
 # Stage 1 trains networks that predict with the classes of an image (train_lpl.py), and is tested with them; these write
 # masks of the weak images; stage 2 trains on true and written masks (train_without_weight.py), and is tested without
 # classes. A seed draws the images that keep their masks, too. The other images of TRAIN are the weak ones, with the
-# classes of their masks, unless WEAK names a list (CSV: img,label), from which those with masks are taken. Everything finished is skipped, everything interrupted
-# goes on. Exit codes: 0 done, 1 a run failed, 2 a mistake in the settings, 75 interrupted (the same command goes on from
-# here). Settings, by environment:
+# classes of their masks, unless WEAK names a list (CSV: img,label); images with masks are left out of it. Everything
+# finished is skipped, everything interrupted goes on. Exit codes: 0 done, 1 a run failed, 2 a mistake in the settings,
+# 75 interrupted (the same command goes on from here). Settings, by environment:
 #   DATA, or TRAIN VALID TEST   DATA_ROOT   WEAK   CLASSES
 #   LABELLED="46 1/8" (images, or shares of the list)   SEEDS="0 1 2"   ONLY="ce cce_pct" (of the ROWS below)
 #   EPOCHS (passes over the weak images)  EPOCHS2 (of stage 2, over all)  SIZE  BATCH  BATCH2  LR  OPTIMIZER  ARCH  ENCODER
