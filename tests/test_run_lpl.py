@@ -89,7 +89,8 @@ def test_another_power_makes_rows_of_its_own_in_the_same_table(tmp_path):
     how = {"LABELLED": "4", "SWEEP": "u", "ONLY": "cce cce_pct", "command": ("./run_lpl.sh",)}
     assert sweep(folder, **how).returncode == 0
     first = set(calls(folder, "train_"))
-    assert [("--pct-power 8 " in line) for line in calls(folder, "train_lpl.py")] == [False, True]
+    told = {line.split("--preset ")[1].split()[0]: "--pct-power 8 " in line for line in calls(folder, "train_lpl.py")}
+    assert told == {"cce": False, "cce_pct": True}  # side by side, so in any order
     assert sweep(folder, POWER="0.5", **how).returncode == 0
     added = sorted(set(calls(folder, "train_")) - first)
     assert len(added) == 2 and "--pct-power 0.5 --name labelled4/cce_pct_power0.5_stage1_s0 " in added[0]
