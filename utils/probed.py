@@ -57,7 +57,7 @@ class ProbedDataset(ListDataset):
     def follow(self, probe: ListDataset, views: bool) -> None:
         """Take the probe from this list."""
         self.probe, self.change = probe, photometric() if views else None
-        self.compared = self.clean_known()
+        self.compared, self.cleans = self.clean_known(), {}
 
     def __getitems__(self, indices):
         batch = super().__getitems__(indices)
@@ -87,8 +87,12 @@ class ProbedDataset(ListDataset):
         return view
 
     def _clean_view(self, i):
-        image, clean = self.plain(i)[0], self.clean(i)
-        check_sizes(self.files[0][i], image.shape[:2], self.frame["clean"].iloc[i], clean.shape)
+        image, clean = self.plain(i)[0], self.cleans.get(i)
+        if clean is None:
+            clean = self.clean(i)
+            check_sizes(self.files[0][i], image.shape[:2], self.frame["clean"].iloc[i], clean.shape)
+            if self.images[i] is not None:  # a list that is kept decoded; of a larger one nothing is
+                self.cleans[i] = clean
         return clean if self.augment is None else self.augment(image, clean, self.key(i))[1]
 
     def _strong(self, image, i):
