@@ -272,8 +272,19 @@ def test_ctrl_c_that_the_parent_ignores_stays_ignored(tiny, tmp_path):
 def epochs_of(root, count):
     """A run of three epochs that was killed when `count` were done; the run left alone beside it."""
     assert run_in_fork(root, "whole", "--epochs", "3")[0] == 0
-    kill = kill_at("utils.run.Run.log", count + 1)
-    assert run_in_fork(root, "parts", "--epochs", "3", before=kill)[0] == -signal.SIGKILL
+
+    def arm():
+        log = Run.log
+
+        def kill(run, **row):
+            if row["epoch"] == count:
+                run.checkpoint.wait()  # a slow disk may still be writing the epoch before
+                os.kill(os.getpid(), signal.SIGKILL)
+            log(run, **row)
+
+        Run.log = kill
+
+    assert run_in_fork(root, "parts", "--epochs", "3", before=arm)[0] == -signal.SIGKILL
     return root / "runs/parts"
 
 

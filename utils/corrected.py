@@ -71,18 +71,19 @@ def correct_labels(run, net, dataset: CorrectedDataset, early: EarlyLearning, du
     version, turn = dataset.epoch + 1, sorted({*early.done(), *due})
     folder = dataset.kept_at(0, version).parent
     folder.mkdir(parents=True, exist_ok=True)
-    size = args.batch_size if dataset.one_shape() else 1
+    size, written = args.batch_size if dataset.one_shape() else 1, []
     for first in tqdm(range(0, len(own), size), "correcting", leave=False, disable=None if run.main else True):
         rows = own[first : first + size]
         for i, old, new in zip(rows, *_corrected(run, net, dataset, rows, turn, args), strict=True):
             pixels += torch.stack([(old != new).sum(), (old != IGNORE).sum()])
             if not old.equal(new):
                 changed[i] = True
-                write_mask(dataset.kept_at(i, version), new.numpy(), args.classes)
+                written.append(dataset.kept_at(i, version))
+                write_mask(written[-1], new.numpy(), args.classes)
             if compare:
                 clean = torch.from_numpy(dataset.clean(i).copy())
                 areas += torch.stack([_areas(label, clean, args.classes) for label in (old, new)])
-    files_to_disk(folder)
+    files_to_disk(written, folder)
     changed = run.sum(changed.to(run.device, torch.int32)).cpu() > 0
     pixels, areas = run.sum(pixels.to(run.device)).tolist(), run.sum(areas.to(run.device)).cpu()
     early.note(version, due, changed)
@@ -122,9 +123,12 @@ def _areas(label, clean, classes):
     return torch.stack(counts).double()
 
 
-def files_to_disk(folder):
-    """Have the files of a folder on the disk before a checkpoint there says that they are."""
-    for path in folder.iterdir():
+def files_to_disk(paths, folder):
+    """Have the files that this process wrote in a folder on the disk before a checkpoint there says that they are.
+
+    Those of the other processes may have passing names yet.
+    """
+    for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -40,7 +40,7 @@ def relabel(run, net, dataset: CorrectedDataset, version: int, change: Callable)
             changed, pixels = changed + (mask != before).sum(), pixels + mask.size
             if compare:
                 dice += pair_scores(mask, dataset.clean(i), classes)["dice"]
-    files_to_disk(dataset.kept_at(0, version).parent)
+    files_to_disk([dataset.kept_at(i, version) for i in own], dataset.kept_at(0, version).parent)
     sums = run.sum(torch.tensor([changed, pixels, dice], dtype=torch.float64, device=run.device)).tolist()
     found = {"changed": sums[0] / sums[1]}
     return found | ({"label_dice": sums[2] / len(dataset)} if compare else {})
