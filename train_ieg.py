@@ -19,7 +19,7 @@ from utils.ieg_args import IegArgs as Args
 from utils.ieg_args import check_ieg
 from utils.labelled import open_labelled
 from utils.methods.ieg import average_decay, cycle_ends, one_hot, pseudo_label, restart_factor, soft_loss
-from utils.methods.ieg_images import draw_mixture, further_losses, judge, label_losses, log_of, total
+from utils.methods.ieg_images import draw_mixture, further_losses, judge, judge_in_step, label_losses, log_of, total
 from utils.methods.meta import momentum_of
 from utils.models.classify import build_classifier, decay_groups
 from utils.models.views import ManyViews
@@ -47,6 +47,7 @@ def main(args: Args) -> None:
     released = args.compat == "released"
     ends = set(cycle_ends(first, args.epochs * len(train), args.t_mul, rounded=released))
     judged = args.method == "l2r" or (args.method == "ieg" and (args.relabel or args.reweight))
+    together = args.method == "l2r" and args.meta_grad == "jvp"
     scale = 1024.0 if args.precision == "fp16" else 1.0  # of the probe's loss
 
     for epoch in checkpoint.reopened() if args.eval else checkpoint.epochs(args.epochs):
@@ -59,15 +60,19 @@ def main(args: Args) -> None:
             if args.method == "ieg":
                 views.append(batch["strong"].permute(0, 3, 1, 2))
                 mixed = draw_mixture(*views, probe, args.true_beta) if args.mix != "none" else None
+            momentum = momentum_of(own, optimizer) if judged else None
             with run.autocast():
-                logits = net(*views, *([] if mixed is None else [mixed.image]))
+                if together:
+                    logits, verdict = judge_in_step(net, own, *views, label, (probe, truth), momentum, args, scale)
+                else:
+                    logits = net(*views, *([] if mixed is None else [mixed.image]))
             logits = list(logits) if args.method == "ieg" else [logits]
             if args.method == "ieg":
                 pseudo = pseudo_label([z.detach() for z in logits[:2]], args.temperature, args.logit_norm)
-            if judged:
-                momentum = momentum_of(own, optimizer)
+            if judged and not together:
                 with run.autocast():
                     verdict = judge(own, logits[:2], views, label, (probe, truth), momentum, args, scale)
+            if judged:
                 stats.add(**log_of(verdict, pseudo, batch))
                 stats.add(batch["noisy"], **verdict.of_labels())
                 stats.keep(weight=verdict.weight)

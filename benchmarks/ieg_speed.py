@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from utils.ieg_args import IegArgs
 from utils.methods.ieg import one_hot, pseudo_label, soft_loss, weights_of
-from utils.methods.ieg_images import draw_mixture, further_losses, judge, label_losses, total
+from utils.methods.ieg_images import draw_mixture, further_losses, judge, judge_in_step, label_losses, total
 from utils.methods.meta import momentum_of
 from utils.models.classify import build_classifier
 from utils.models.views import ManyViews, batch_statistics
@@ -106,13 +106,16 @@ def step_of(a, device, more):
         views, mixed, pseudo = [weak], None, None
         if args.method == "ieg":
             views, mixed = [weak, strong], draw_mixture(weak, strong, probe)
-        logits = net(*views, *([] if mixed is None else [mixed.image]))
+        verdict, momentum = None, momentum_of(own, optimizer)
+        if args.method == "l2r" and args.meta_grad == "jvp":
+            logits, verdict = judge_in_step(net, own, weak, label, (probe, truth), momentum, args)
+        else:
+            logits = net(*views, *([] if mixed is None else [mixed.image]))
         logits = list(logits) if mixed else [logits]
         if mixed:
             pseudo = pseudo_label([z.detach() for z in logits[:2]])
-        verdict = (
-            judge(own, logits[:2], views, label, (probe, truth), momentum_of(own, optimizer), args) if judged else None
-        )
+        if judged and verdict is None:
+            verdict = judge(own, logits[:2], views, label, (probe, truth), momentum, args)
         parts = label_losses(logits[0], label, pseudo, verdict, args)
         return parts | (further_losses(logits, mixed, truth, pseudo, args) if mixed else {})
 

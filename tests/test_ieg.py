@@ -1,5 +1,6 @@
 """IEG and L2R: the arithmetic of a step against arrays of the original code and against the unrolled definition."""
 
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from torch.func import functional_call
 
 from utils.errors import InputError
 from utils.methods import ieg
-from utils.methods.ieg_images import Mixed, further_losses, judge, label_losses, total
+from utils.methods.ieg_images import Mixed, further_losses, judge, judge_in_step, label_losses, total
 from utils.methods.meta import (
     derivative,
     gradient,
@@ -20,8 +21,9 @@ from utils.methods.meta import (
     momentum_of,
     parameters_of,
     probe_direction,
+    step_along,
 )
-from utils.models.views import batch_statistics
+from utils.models.views import ManyViews, batch_statistics
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -179,6 +181,9 @@ def test_l2r_has_the_weights_of_both_codes():
     verdict = judge(model, [model(g["X"])], [g["X"]], label, probe, zeros, settings)
     close(verdict.weight, g["weight_repo"])
     assert verdict.keep is None
+    logits, again = judge_in_step(model, model, g["X"], label, probe, zeros, settings)
+    close(again.weight, g["weight_repo"])
+    close(logits, model(g["X"]))
     inner = ieg.soft_loss(model(g["X"]), label).mean()
     score, direction = scores(inner, 0.1, 5e-4)
     close(direction, g["probe_grad_eps0_uniform"])
@@ -283,6 +288,27 @@ def test_what_is_judged_without_relabelling_is_the_loss_of_the_given_labels():
     assert verdict.keep is None and set(verdict.of_labels()) == {"weight"}
 
 
+@pytest.mark.parametrize("wrap", [lambda net: net, ManyViews])
+def test_the_pass_of_a_step_carries_the_derivative_and_is_unchanged(wrap):
+    torch.manual_seed(0)
+    own, x = nn.Sequential(Convolutions(), nn.Dropout(0.5)).double().train(), torch.randn(4, 3, 8, 8).double()
+    plain = deepcopy(own)
+    direction = {name: torch.randn_like(p) for name, p in parameters_of(own).items()}
+    torch.manual_seed(1)
+    (_,), (expected,) = derivative(own, parameters_of(own), direction, lambda forward: (forward(x),))
+    torch.manual_seed(1)
+    logits, along = step_along(wrap(own), own, direction, x)
+    torch.manual_seed(1)
+    assert torch.equal(logits, plain(x)) and not along.requires_grad
+    close(along, expected, 1e-12)
+    torch.manual_seed(1)
+    logits.square().sum().backward(), plain(x).square().sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(own.parameters(), plain.parameters(), strict=True))
+    own(x)  # the second pass of `plain`
+    assert all(torch.equal(a, b) for a, b in zip(own.buffers(), plain.buffers(), strict=True))
+    assert not any(module._forward_hooks for module in own.modules())
+
+
 def test_judging_touches_neither_network_nor_optimizer():
     torch.manual_seed(0)
     net = nn.Sequential(Convolutions(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
@@ -331,6 +357,8 @@ def test_an_operation_without_forward_derivative_is_said_with_the_remedy():
     own = parameters_of(net)
     with pytest.raises(InputError, match=r"--meta-grad jvp: this network has no forward derivative.*difference"):
         derivative(net, own, own, lambda forward: (forward(x),))
+    with pytest.raises(InputError, match=r"--meta-grad jvp: this network has no forward derivative.*difference"):
+        step_along(net, net, own, x)
     assert derivative(net, own, own, lambda forward: (forward(x),), "difference")[1][0].isfinite().all()
 
 

@@ -529,19 +529,24 @@ def test_memory_of_a_step_is_that_of_a_process_of_its_own(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_network(folder, tmp_path):
+@pytest.mark.parametrize("method", ["ieg", "l2r"])
+def test_two_processes_train_one_network(method, folder, tmp_path):
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train_ieg.py"), "--cpu"]
+    words += ["--dataset", "cifar10_uniform_0.4", "--network-name", "small", "--data-root", str(folder)]
     words += [
-        "--dataset",
-        "cifar10_uniform_0.4",
-        "--network-name",
-        "small",
-        "--data-root",
-        str(folder),
         "--name",
         "two",
+        "--method",
+        method,
+        "--batch-size",
+        "10",
+        "--max-iteration",
+        "8",
+        "--probe-per-class",
+        "2",
+        "--run-dir",
+        str(tmp_path),
     ]
-    words += ["--batch-size", "10", "--max-iteration", "8", "--probe-per-class", "2", "--run-dir", str(tmp_path)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -18,7 +18,7 @@ from utils.methods.ieg import (
     soft_loss,
     weights_of,
 )
-from utils.methods.meta import Named, derivative, parameters_of, probe_direction
+from utils.methods.meta import Named, derivative, parameters_of, probe_direction, step_along
 
 
 class Verdict(NamedTuple):
@@ -41,7 +41,6 @@ def judge(net: nn.Module, logits, views, label: Tensor, probe, momentum: Named, 
     the loss that is judged is that of the given labels alone, as it is the one that is learnt.
     """
     s, relabel = settings, settings.method == "ieg" and settings.relabel
-    images, truth = probe
     pseudo, inner = None, None
     if s.method == "ieg" and not relabel:
         inner = soft_loss(logits[0], label).mean()
@@ -50,11 +49,7 @@ def judge(net: nn.Module, logits, views, label: Tensor, probe, momentum: Named, 
         pseudo = pseudo_label(logits if follow else [z.detach() for z in logits], s.temperature, s.logit_norm)
         inner = soft_loss(logits[0], blend(label, pseudo, s.grad_eps_init)).mean()
 
-    def probe_loss(forward):
-        return soft_loss(forward(images), truth).mean()
-
-    inertia = s.meta_momentum if s.method == "ieg" else 0.0
-    loss, direction = probe_direction(net, inner, momentum, probe_loss, s.meta_step, inertia, s.decay, scale)
+    loss, direction = _ask(net, inner, probe, momentum, s, scale)
 
     def answers(forward):
         weak = forward(views[0])
@@ -70,6 +65,27 @@ def judge(net: nn.Module, logits, views, label: Tensor, probe, momentum: Named, 
     score = alignment(z, target, tangent, *moved, share=1 - s.grad_eps_init)
     keep = label_gain(z, label, pseudo, tangent, *moved) < 0
     return Verdict(weights_of(score, s.meta_step or 1.0), keep, loss)
+
+
+def judge_in_step(net, own: nn.Module, image, label: Tensor, probe, momentum: Named, settings, scale=1.0):
+    """(logits with their graph, `Verdict`) of L2R, the pass of whose step is that in which its labels are judged.
+
+    As `judge` otherwise; `net` is the network as it is trained, in its wrapper, `own` that network.
+    """
+    loss, direction = _ask(own, None, probe, momentum, settings, scale)
+    logits, tangent = step_along(net, own, direction, image)
+    score = alignment(logits.detach(), label, tangent)
+    return logits, Verdict(weights_of(score, settings.meta_step or 1.0), None, loss)
+
+
+def _ask(net, inner, probe, momentum, s, scale):
+    images, truth = probe
+    inertia = s.meta_momentum if s.method == "ieg" else 0.0
+
+    def loss(forward):
+        return soft_loss(forward(images), truth).mean()
+
+    return probe_direction(net, inner, momentum, loss, s.meta_step, inertia, s.decay, scale)
 
 
 def label_losses(logits: Tensor, label: Tensor, pseudo: Tensor | None, verdict, args) -> dict[str, Tensor]:

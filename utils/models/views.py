@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -54,14 +56,59 @@ class _NormAlong(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, dx, dweight, dbias, _):
         x, weight, mean, scale = ctx.saved_tensors
-        axes, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
-        dmean = dx.mean(axes)
-        together = (x * dx).mean(axes) - mean * dmean
-        of_dx = weight * scale
-        of_x = (dweight - of_dx * scale * together) * scale
-        rest = dbias - of_dx * dmean - of_x * mean
-        found = torch.addcmul(rest.view(shape), dx, of_dx.view(shape))
-        return torch.addcmul(found, x, of_x.view(shape)), None, None
+        return _norm_tangent(x, dx, weight, dweight, dbias, mean, scale), None, None
+
+
+def _norm_tangent(x, dx, weight, dweight, dbias, mean, scale):
+    axes, shape = _but_channels(x), [1, -1] + [1] * (x.dim() - 2)
+    dmean = dx.mean(axes)
+    together = (x * dx).mean(axes) - mean * dmean
+    of_dx = weight * scale
+    of_x = (dweight - of_dx * scale * together) * scale
+    rest = dbias - of_dx * dmean - of_x * mean
+    found = torch.addcmul(rest.view(shape), dx, of_dx.view(shape))
+    return torch.addcmul(found, x, of_x.view(shape))
+
+
+def _but_channels(x):
+    return [0, *range(2, x.dim())]
+
+
+@contextmanager
+def carrying_tangents(net: nn.Module) -> Iterator[None]:
+    """Have a pass of training, with its graph, carry tangents that keep no graph of their own.
+
+    Values, running statistics and gradients are those of the pass without tangents, to the last bit.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, _BatchNorm) and layer.affine]
+    others = [one for one in net.modules() if not [*one.children()] and one not in layers]
+    hooks = [one.register_forward_hook(_forget_how) for one in others]
+    for layer in layers:
+        layer.forward = partial(_normalise_along, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+        for hook in hooks:
+            hook.remove()
+
+
+def _forget_how(_, inputs, output):
+    value, tangent = forward_ad.unpack_dual(output)
+    return output if tangent is None else forward_ad.make_dual(value, tangent.detach())
+
+
+def _normalise_along(layer, x):
+    (x, dx), (weight, dweight), (bias, dbias) = map(forward_ad.unpack_dual, (x, layer.weight, layer.bias))
+    layer.num_batches_tracked.add_(1)
+    found = F.batch_norm(x, layer.running_mean, layer.running_var, weight, bias, True, layer.momentum, layer.eps)
+    with torch.no_grad():
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = torch.var_mean(wide, _but_channels(x), correction=0)
+        scale = (variance + layer.eps).rsqrt()
+        tangent = _norm_tangent(wide, dx.to(wide.dtype), weight, dweight, dbias, mean, scale)
+    return forward_ad.make_dual(found, tangent.to(found.dtype))
 
 
 class ManyViews(nn.Module):
