@@ -137,12 +137,14 @@ plan() { # before anything runs: what the whole sweep will run, from the command
     [[ $line == *train_*.py* ]] || continue
     name="" epochs=0 list="" nets=1 folder=runs
     [[ $line != *_decoupling.py* && $line != *_co_teaching* && $line != *"--preset cce_pct"* ]] || nets=2
+    [[ $line != *"--method l2r"* ]] || nets=3 # what a step costs, in plain ones
+    [[ $line != *"--method ieg"* ]] || nets=8
     read -ra words <<<"$line"
     for ((word = 0; word < ${#words[@]}; word++)); do
       case ${words[word]} in
         --run_dir) folder=${words[word + 1]} ;;
         --name) name=${words[word + 1]} ;;
-        --epochs) epochs=${words[word + 1]} ;;
+        --epochs | --max-iteration) epochs=${words[word + 1]} ;;
         --train_csv | --unlabelled_csv | --weak_csv) list=${words[word + 1]} ;; # the longer one comes second
       esac
     done
@@ -162,6 +164,8 @@ progress() { # work that is done, work in all (epochs x networks x images), runs
     log=$folder/log.jsonl
     [ -f "$list" ] && images=$(wc -l <"$list") || images=$most # a list that a later kind of noise writes
     [ -f "$log" ] && now=$(grep -c '"epoch"' "$log") || now=0
+    if [ "$now" -gt 0 ] && grep -q '"step"' "$log"; then now=$(grep -o '"step": [0-9]*' "$log" | tail -n 1 | cut -c9-); fi
+    if grep -q '"split"' "$log" 2>/dev/null; then now=$epochs; fi # steps are rounded to whole passes
     done=$((done + (now < epochs ? now : epochs) * nets * images)) all=$((all + epochs * nets * images))
     over=$((over + (now >= epochs)))
   done

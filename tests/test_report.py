@@ -162,6 +162,23 @@ def test_a_network_that_is_shown_the_label_is_a_bound_and_has_a_row_without_it(t
     assert best["lad_teacher"] == set() and "BF" in best["lad"]
 
 
+def test_images_with_one_label_each_are_reported_by_their_accuracy(tmp_path):
+    for row, low in (("supervised", 0.3), ("l2r", 0.2)):
+        for seed in (0, 1):
+            folder = write_run(tmp_path, f"noise40/{row}_s{seed}", seed=seed, network_name="small", method=row)
+            found = {"test_accuracy": 0.8 - low, "test_cycle_end_accuracy": 0.9 - low + 0.02 * seed, "test_top5": 1.0}
+            with (folder / "log.jsonl").open("a") as file:
+                file.write(json.dumps({"split": "test"} | found | {"test_best_accuracy": 0.95}) + "\n")
+    table = report.main(report.Args([str(tmp_path)], baseline="supervised"))
+    assert table["row"].tolist() == ["supervised", "l2r"] and "BF" not in table
+    assert table["accuracy"].tolist() == pytest.approx([0.61, 0.71])
+    assert table["last accuracy"].tolist() == pytest.approx([0.5, 0.6])
+    assert table["difference"].dropna().tolist() == pytest.approx([0.1])
+    assert "accuracy − supervised" in (tmp_path / "report.html").read_text()
+    with pytest.raises(InputError, match="--score BF: these runs have accuracy, last accuracy, best accuracy"):
+        report.main(report.Args([str(tmp_path)], score="BF"))
+
+
 def test_rows_that_look_the_same_are_best_together(tmp_path):
     for row, bf in (("a", 0.80004), ("b", 0.8), ("c", 0.7)):
         write_run(tmp_path, f"noise60/{row}_s0", bf)

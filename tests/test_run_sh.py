@@ -395,6 +395,36 @@ def test_without_its_teacher_no_student_begins(tmp_path):
     assert not [line for line in lines(folder / "calls") if "train_lad_student" in line]
 
 
+def test_every_row_of_labels_has_the_noise_of_its_folder_and_ieg_its_own_flags(tmp_path):
+    folder = stand_in(tmp_path / "a")
+    how = {"command": ("./run_ieg.sh",), "SWEEP": "i", "FLAGS": "--ema-decay 0.5", "IEG_FLAGS": "--ce-factor 1"}
+    done = sweep(folder, NOISE="40 80", SEEDS="0 1", STEPS="20", DATA_ROOT="mine", **how)
+    assert done.returncode == 0, done.stderr
+    runs = [line for line in lines(folder / "calls") if line.startswith("train_")]
+    assert len(runs) == len(set(runs)) == 2 * 2 * 3
+    for line in runs:
+        noise, method, seed = re.search(r"--name noise(\d+)/(\w+)_s(\d) ", line).groups()
+        assert f"--dataset cifar10_uniform_0.{noise[0]} --method {method} " in line and f"--seed {seed} " in line
+        assert "--ema-decay 0.5" in line and ("--ce-factor 1" in line) == (method == "ieg")
+        assert f"--data-root {folder}/mine " in line
+    assert lines(folder / "calls")[-1] == "utils/report.py runs/i --baseline supervised"
+    sweep(folder, **how | {"SWEEP": "j"}, NOISE="20", ONLY="l2r ieg", KIND="asymmetric", SET="cifar100")
+    assert lines(folder / "calls")[-1] == "utils/report.py runs/j --baseline l2r"
+    assert "--dataset cifar100_asymmetric_0.2 --method ieg" in lines(folder / "calls")[-2]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"SET": "mnist"}, {"KIND": "pair"}, {"NETWORK": "unet"}, {"ONLY": "kd"}, {"STEPS": "0"}]
+)
+def test_a_setting_that_labels_do_not_have_is_one_line(wrong, tmp_path):
+    folder = stand_in(tmp_path / "a")
+    done = sweep(folder, command=("./run_ieg.sh",), **wrong)
+    (name, value), *_ = wrong.items()
+    assert (
+        done.returncode == 2 and done.stderr.startswith(f"error: {name}={value}: ") and not (folder / "runs").exists()
+    )
+
+
 STAGES = {"LABELLED": "4", "SEEDS": "0 1", "ONLY": "ce cce_pct", "SWEEP": "u", "command": ("./run_lpl.sh",)}
 
 

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from utils.sweep import SCORES, Found
+from utils.sweep import Found, scores_in
 
 MADE_BY = "NLKD utils/report.py"
 INK, SOFT, GRID, BLUE, ORANGE = "#1b1f24", "#57606a", "#d0d7de", "#0072b2", "#d55e00"
@@ -97,7 +97,10 @@ def against_noise(table: pd.DataFrame) -> Figure | None:
     panels = figure.subplots(2, 2)
     figure.subplots_adjust(0.07, 0.075, 0.8, 0.95, wspace=0.2, hspace=0.3)
     looks = dict(zip(names, _looks(), strict=False))
-    for panel, score in zip(panels.flat, SCORES.values(), strict=True):
+    known = scores_in(table)
+    for panel in panels.flat[len(known) :]:
+        panel.remove()
+    for panel, score in zip(panels.flat, known, strict=False):
         handles = []
         for i, (name, (colour, marker, dash)) in enumerate(looks.items()):
             line = table[table["row"] == name]
@@ -110,7 +113,7 @@ def against_noise(table: pd.DataFrame) -> Figure | None:
             value = table.loc[line.Index, score]
             handles.append(panel.axhline(value, color=SOFT, linestyle=dash, linewidth=1.3))
         panel.set_title(score, loc="left", color=INK, fontsize=9, y=1)
-        panel.set_xlabel("noisy training masks (%)", color=INK, fontsize=9)
+        panel.set_xlabel("noisy training labels (%)", color=INK, fontsize=9)
         panel.set_ylabel(f"{score} on the test list", color=INK, fontsize=9)
         plain(panel)
         panel.set_xticks(sorted(table.loc[~level, "noise"].astype(float).unique()))

@@ -24,14 +24,17 @@ from utils.lists import read_list, write_list
 from utils.logs import read_record, replace_text
 from utils.paired import COLUMNS, holm, paired_difference
 from utils.report_page import Weights, check_ours, write_report
-from utils.sweep import BOUNDS, SCORES, Found, find_runs, frame_of, further_masks, rank, shown
+from utils.sweep import BOUNDS, Found, find_runs, frame_of, further_masks, rank, scores_in, shown
 
 
 @dataclass
 class Args:
     runs: Annotated[list[str], "sweep folders, or single run folders", "positional"]
     out: Annotated[str, "folder of report.html, plots, table.md and table.csv; empty: the first of the runs"] = ""
-    score: Annotated[Literal["IoU", "mIoU", "Dice", "BF"], "score of the differences, curves and the closed gap"] = "BF"
+    score: Annotated[
+        Literal["", "IoU", "mIoU", "Dice", "BF", "accuracy"],
+        "score of the differences, curves and the closed gap; empty: BF, of images with one label each accuracy",
+    ] = ""
     baseline: Annotated[str, "row that the others are compared with, seed by seed"] = "no_weight"
     page: Annotated[str, "page whose block <!-- NAME --> ... <!-- /NAME --> is replaced by the tables"] = ""
     block: Annotated[str, "NAME of that block"] = ""
@@ -41,15 +44,18 @@ def main(args: Args) -> pd.DataFrame:
     """Write the report and print the table; returns the table with one row a method and noise."""
     runs = find_runs(args.runs)
     found = frame_of(runs)
-    rows = sorted(set(found["row"]))
+    rows, known = sorted(set(found["row"])), scores_in(found)
+    score = args.score or ("BF" if "BF" in known else known[0])
+    if score not in known:
+        raise InputError(f"--score {score}: these runs have {', '.join(known)}")
     if args.baseline not in rows and args.baseline != "no_weight":
         raise InputError(f"--baseline {args.baseline}: no such row; there are {', '.join(rows)}")
     out = Path(args.out or args.runs[0])
     check_ours(out)
     alone = frame_of(runs, alone=True)
-    table = summary(pd.concat([found, alone]) if len(alone) else found, args.score, args.baseline)
+    table = summary(pd.concat([found, alone]) if len(alone) else found, score, args.baseline)
     weights = read_weights([*args.runs, *(run.sweep for run in runs)])
-    text = as_markdown(table, found, args.score, args.baseline)
+    text = as_markdown(table, found, score, args.baseline)
     text += (
         "".join(f"\n\n{_cell(sentence)}" for sentence in further_masks(runs)) + weight_table(weights) + provenance(runs)
     )
@@ -57,7 +63,7 @@ def main(args: Args) -> pd.DataFrame:
     replace_text(out / "table.md", text + "\n")
     if args.page:
         fill_block(Path(args.page), args.block, text)
-    write_report(out, runs, found, table, weights, args.score, args.baseline, provenance(runs).strip())
+    write_report(out, runs, found, table, weights, score, args.baseline, provenance(runs).strip())
     print(f"{text}\n\nreport: {out / 'report.html'}")
     return table
 
@@ -131,19 +137,18 @@ def summary(found: pd.DataFrame, score: str = "BF", baseline: str = "no_weight")
     three share; empty where the gap is below 0.005 or a row is missing. The other columns are those of
     `utils.paired.paired_difference`, with `p_holm` corrected for all comparisons in the table.
     """
-    done = found[found["state"] == "finished"]
-    rows = []
+    done, known, rows = found[found["state"] == "finished"], scores_in(found), []
     for (sweep, noise, name), runs in done.groupby(["sweep", "noise", "row"]):
         own = done[done["sweep"] == sweep]
         row = {"sweep": sweep, "noise": shown(noise), "row": name, "seeds": len(runs)}
-        for column in SCORES.values():
+        for column in known:
             row |= {column: runs[column].mean(), f"{column} std": runs[column].std() if len(runs) > 1 else None}
         row["closed"] = _closed(runs, _of(own, noise, "no_weight"), _of(own, None, "clean"), score)
         base = _of(own, noise, baseline)
         if name not in (*BOUNDS, baseline) and len(base):
             row |= paired_difference(runs.set_index("seed")[score], base.set_index("seed")[score])
         rows.append(row)
-    scores = [name for column in SCORES.values() for name in (column, f"{column} std")]
+    scores = [name for column in known for name in (column, f"{column} std")]
     table = pd.DataFrame(rows, columns=["sweep", "noise", "row", "seeds", *scores, "closed", *COLUMNS])
     table["p_holm"] = holm(table["p"])
     table["pairs"] = table["pairs"].astype("Int64")
@@ -156,10 +161,11 @@ def as_markdown(table: pd.DataFrame, found: pd.DataFrame, score: str = "BF", bas
     if (found["state"] == "trained").all():
         return "no tested runs"
     first = ["sweep"] if "sweep" in table else []
-    head = [*first, "noise %", "row", *SCORES.values(), f"{score} gap closed", "seeds"]
+    known = scores_in(table)
+    head = [*first, "noise %", "row", *known, f"{score} gap closed", "seeds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"] if len(table) else ["no tested runs"]
     for row in table.to_dict("records"):
-        scores = [_number(row[column], row[f"{column} std"]) for column in SCORES.values()]
+        scores = [_number(row[column], row[f"{column} std"]) for column in known]
         closed = "" if pd.isna(row["closed"]) else f"{row['closed']:.0%}"
         cells = [*(row[name] for name in first), row["noise"], row["row"], *scores, closed, str(row["seeds"])]
         lines.append(f"| {' | '.join(map(_cell, cells))} |")

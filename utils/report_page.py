@@ -19,7 +19,7 @@ from utils.images import write_bytes
 from utils.logs import replace_text
 from utils.page import data_uri, encode, write_page
 from utils.plots import MADE_BY, against_noise, curves, histograms, render, schedules
-from utils.sweep import BOUNDS, SCORES, STATES, further_masks, printable, rank, shown, sweep_names
+from utils.sweep import BOUNDS, STATES, further_masks, printable, rank, scores_in, shown, sweep_names
 
 EXAMPLES, WIDEST = 6, 1400  # runs whose pictures are shown; pixels
 
@@ -58,7 +58,7 @@ def write_report(out: Path, runs, found, table, weights, score: str, baseline: s
         title=printable(Path(os.path.abspath(out)).name),
         counts=[(state, int(states[state])) for state in STATES if state in states],
         table=result_rows(table),
-        scores=list(SCORES.values()),
+        scores=scores_in(table),
         score=score,
         baseline=baseline,
         compared=bool((table["pairs"].fillna(0) > 0).any()),
@@ -97,7 +97,7 @@ def result_rows(table: pd.DataFrame) -> list[dict]:
     best = {index: set() for index in table.index}
     rows = table[~table["row"].isin(BOUNDS)]
     for _, group in rows.groupby([name for name in ("sweep", "noise") if name in table]):
-        for column in SCORES.values():
+        for column in scores_in(table):
             shown = group[column].round(3)
             for index in shown.index[shown == shown.max()] if shown.nunique() > 1 else []:
                 best[index].add(column)

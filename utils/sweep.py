@@ -14,7 +14,23 @@ from utils.lists import read_list
 from utils.logs import read_jsonl, read_record
 
 SCORES = {"test_iou": "IoU", "test_miou": "mIoU", "test_dice": "Dice", "test_bf": "BF"}
-ORDER = ("teacher", "clean", "no_weight", "teacher_miou", "teacher_bf", "teacher_bm", "teacher_pixel", "teacher_both")
+# of images with one label each: at the last end of a period of the learning rate, after the last step, the best pass
+ACCURACIES = {
+    "test_cycle_end_accuracy": "accuracy",
+    "test_accuracy": "last accuracy",
+    "test_best_accuracy": "best accuracy",
+}
+ORDER = (
+    "teacher",
+    "clean",
+    "supervised",
+    "no_weight",
+    "teacher_miou",
+    "teacher_bf",
+    "teacher_bm",
+    "teacher_pixel",
+    "teacher_both",
+)
 ORDER += ("kd_miou", "kd_bf", "kd_bm", "kd_pixel", "kd_both")
 # they saw what no row of the comparison does: clean masks, trusted ones, all of them, or the label of a test image
 BOUNDS = ("clean", "teacher", "all_masks", "lad_teacher")
@@ -105,7 +121,7 @@ def frame_of(runs: list[Found], alone: bool = False) -> pd.DataFrame:
 
     `alone`: of the runs whose network is shown the label, tested without it; their rows are called `... without label`.
     """
-    sweeps = sweep_names(runs)
+    sweeps, scores = sweep_names(runs), scores_of(runs)
     first, name = ("test_no_label", "{} without label") if alone else ("test", "{}")
     rows = []
     for run in runs:
@@ -113,9 +129,19 @@ def frame_of(runs: list[Found], alone: bool = False) -> pd.DataFrame:
             continue
         row = {"sweep": sweeps[run.sweep], "noise": run.noise, "row": name.format(run.row), "seed": run.seed}
         row |= {"state": run.state, "note": run.note}
-        rows.append(row | {score: _number(run.test.get(key.replace("test", first))) for key, score in SCORES.items()})
-    columns = ["sweep", "noise", "row", "seed", "state", "note", *SCORES.values()]
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(SCORES.values(), float))
+        rows.append(row | {score: _number(run.test.get(key.replace("test", first))) for key, score in scores.items()})
+    columns = ["sweep", "noise", "row", "seed", "state", "note", *scores.values()]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(scores.values(), float))
+
+
+def scores_of(runs: list[Found]) -> dict[str, str]:
+    """The test scores of these runs, by their key in the log: `SCORES`, or `ACCURACIES` where none has seen a mask."""
+    return ACCURACIES if all("network_name" in run.args for run in runs) else SCORES
+
+
+def scores_in(table: pd.DataFrame) -> list[str]:
+    """The columns of a table that are test scores."""
+    return [name for name in (*SCORES.values(), *ACCURACIES.values()) if name in table]
 
 
 def further_masks(runs: list[Found]) -> list[str]:
