@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -41,7 +40,7 @@ def _normalise(layer, along, x):
 class _NormAlong(torch.autograd.Function):
     """y = g (x - m) s + b with the batch's mean m and 1 / standard deviation s, and its derivative along a tangent.
 
-    dy = g s dx + (dg - g s^2 c) s (x - m) + db - g s mean(dx), where c = mean((x - m) dx).
+    dy = g s (dx - mean(dx) - s^2 (x - m) mean((x - m) dx)) + dg s (x - m) + db.
     """
 
     @staticmethod
@@ -60,18 +59,13 @@ class _NormAlong(torch.autograd.Function):
 
 
 def _norm_tangent(x, dx, weight, dweight, dbias, mean, scale):
-    axes, shape = _but_channels(x), [1, -1] + [1] * (x.dim() - 2)
-    dmean = dx.mean(axes)
-    together = (x * dx).mean(axes) - mean * dmean
-    of_dx = weight * scale
-    of_x = (dweight - of_dx * scale * together) * scale
-    rest = dbias - of_dx * dmean - of_x * mean
-    found = torch.addcmul(rest.view(shape), dx, of_dx.view(shape))
-    return torch.addcmul(found, x, of_x.view(shape))
-
-
-def _but_channels(x):
-    return [0, *range(2, x.dim())]
+    # The Jacobian of a normalisation is symmetric: along a tangent it does what the backward pass does to a gradient.
+    nothing, eps = None, 0.0  # running statistics and eps are for layers that are not in training
+    found, *_ = torch.ops.aten.native_batch_norm_backward(
+        dx, x, weight, nothing, nothing, mean, scale, True, eps, [True, False, False]
+    )
+    of_x, shape = dweight * scale, [1, -1] + [1] * (x.dim() - 2)
+    return found.add_(torch.addcmul((dbias - of_x * mean).view(shape), x, of_x.view(shape)))
 
 
 @contextmanager
@@ -102,12 +96,10 @@ def _forget_how(_, inputs, output):
 def _normalise_along(layer, x):
     (x, dx), (weight, dweight), (bias, dbias) = map(forward_ad.unpack_dual, (x, layer.weight, layer.bias))
     layer.num_batches_tracked.add_(1)
-    found = F.batch_norm(x, layer.running_mean, layer.running_var, weight, bias, True, layer.momentum, layer.eps)
+    running = layer.running_mean, layer.running_var
+    found, mean, scale = torch.native_batch_norm(x, weight, bias, *running, True, layer.momentum, layer.eps)
     with torch.no_grad():
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        variance, mean = torch.var_mean(wide, _but_channels(x), correction=0)
-        scale = (variance + layer.eps).rsqrt()
-        tangent = _norm_tangent(wide, dx.to(wide.dtype), weight, dweight, dbias, mean, scale)
+        tangent = _norm_tangent(x, dx.to(x.dtype), weight, dweight, dbias, mean, scale)
     return forward_ad.make_dual(found, tangent.to(found.dtype))
 
 
