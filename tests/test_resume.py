@@ -66,7 +66,7 @@ def run_in_fork(root, name, *more, script=BASE, before=None):
     + [(s, "--save-minutes 1e-9") for s in (BASE, "train_co_teaching+.py")],
 )
 def test_killed_at_random_moments(script, how, root):
-    kills = 20 if (script, how) == (BASE, "--precision fp32") else 4
+    kills = 12 if (script, how) == (BASE, "--precision fp32") else 3
     told = kill_and_compare(script, root, kills, len(how), how.split())
     assert told["killed"] == kills and not told["different"]
 
