@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # What a few clean images make of wrong labels: the baseline, L2R and IEG on CIFAR, several shares of noise, one table.
 #
-#   DOWNLOAD=1 ./run_ieg.sh                                       CIFAR-10 by torchvision, 40 and 80 % noise, ResNet-29
+#   DOWNLOAD=1 ./run_ieg.sh                                       CIFAR-10 by torchvision, 40 and 80 % noise, ResNet-29: for a GPU
 #   DATA_ROOT=cifar10 SEEDS="0 1 2" ./run_ieg.sh                  folders train/CLASS/*.png and test/CLASS/*.png
-#   SET=cifar100 KIND=asymmetric NOISE="20 40" PROBES=10 DOWNLOAD=1 ./run_ieg.sh
+#   SET=cifar100 KIND=asymmetric NOISE="20 40" DOWNLOAD=1 ./run_ieg.sh
+#   NETWORK=small STEPS=2376 BATCH=50 FLAGS="--train-images 1000 --test-images 2000 --ema-decay 0.99" \
+#     IEG_FLAGS="--ce-factor 1 --consistency-factor 5" DOWNLOAD=1 ./run_ieg.sh                          for a CPU: half an hour
 #
 # Every row of a seed is the same network on the same images and noise. Everything finished is skipped, everything
 # interrupted goes on. Exit codes: 0 done, 1 a run failed, 2 a mistake in the settings, 75 interrupted. Settings, by environment:
@@ -24,11 +26,15 @@ NETWORK=${NETWORK:-resnet29} STEPS=${STEPS:-100000} BATCH=${BATCH:-100} NPROC=${
 whole PROBES STEPS BATCH NPROC ${JOBS:+JOBS}
 several_seeds
 noise_levels
+[ "$BATCH" -ge 2 ] || fail "BATCH=$BATCH: 2 or more"
+[ -z "${DATA:-}" ] || fail "DATA=$DATA: images with labels are named by DATA_ROOT"
+[[ $DOWNLOAD =~ ^1?$ ]] || fail "DOWNLOAD=$DOWNLOAD: 1, or nothing"
+[ -n "$DOWNLOAD$DRY_RUN" ] || [ -d "${DATA_ROOT:-data}" ] || fail "DATA_ROOT=${DATA_ROOT:-data}: no such folder; DOWNLOAD=1 makes it"
 [[ $SET =~ ^cifar100?$ ]] || fail "SET=$SET: cifar10 or cifar100"
 [[ $KIND =~ ^(uniform|asymmetric)$ ]] || fail "KIND=$KIND: uniform or asymmetric"
 [[ $NETWORK =~ ^(wrn28-10|resnet29|resnet50|small)$ ]] || fail "NETWORK=$NETWORK: wrn28-10, resnet29, resnet50 or small"
 for row in $ONLY; do [[ " $ROWS " == *" $row "* ]] || fail "ONLY=$ONLY: no row $row; rows are $ROWS"; done
-SWEEP=${SWEEP:-ieg-$SET-$KIND-$NETWORK-$STEPS} LOGS=runs/$SWEEP
+SWEEP=${SWEEP:-ieg-$SET-$KIND-$NETWORK-${PROBES}probes-${STEPS}x$BATCH} LOGS=runs/$SWEEP
 machine
 claim
 train() { # row, noise, seed
@@ -45,7 +51,7 @@ labels() {
     for noise in $NOISE; do for row in $ROWS; do if wanted "$row"; then train "$row" "$noise" "$seed"; fi; done; done
   done
   finish
-  if ! wanted supervised; then baseline=${ONLY%% *}; fi
+  if ! wanted supervised; then read -r baseline _ <<<"$ONLY"; fi
   stage utils/report.py "$LOGS" --baseline "$baseline"
   [ -n "$DRY_RUN" ] || echo "done in $((SECONDS - STARTED)) s; the table is $LOGS/table.md, the report $LOGS/report.html"
 }

@@ -1,5 +1,8 @@
 """IEG and L2R: the arithmetic of a step against arrays of the original code and against the unrolled definition."""
 
+import os
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -307,6 +310,68 @@ def test_the_pass_of_a_step_carries_the_derivative_and_is_unchanged(wrap):
     own(x)  # the second pass of `plain`
     assert all(torch.equal(a, b) for a, b in zip(own.buffers(), plain.buffers(), strict=True))
     assert not any(module._forward_hooks for module in own.modules())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.eval(),
+        lambda layer: setattr(layer, "momentum", None),
+        lambda layer: layer.requires_grad_(False),
+    ],
+)
+@pytest.mark.parametrize("kind", [{}, {"affine": False}, {"track_running_stats": False}])
+def test_the_pass_of_a_step_leaves_unusual_layers_as_they_are(kind, change):
+    torch.manual_seed(0)
+    layer = nn.BatchNorm2d(6, **kind)
+    own = nn.Sequential(nn.Conv2d(3, 6, 3), layer, nn.ReLU(), nn.Conv2d(6, 2, 1)).double().train()
+    change(layer)
+    plain, x = deepcopy(own), torch.randn(4, 3, 8, 8).double()
+    direction = {name: torch.randn_like(p) for name, p in parameters_of(own).items()}
+    logits, along = step_along(own, own, direction, x)
+    here = plain(x)
+    assert torch.equal(logits, here)
+    assert all(torch.equal(a, b) for a, b in zip(own.buffers(), plain.buffers(), strict=True))
+    aside = {name: p + 1e-7 * direction[name] for name, p in parameters_of(plain).items()}
+    if layer.training:
+        here = functional_call(plain, parameters_of(plain), (x,))
+    close(along, (functional_call(plain, aside, (x,)) - here) / 1e-7, 1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_average_the_gradients_of_a_pass_with_tangents(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(GOLDEN.parents[1])}
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+
+
+TWO = """
+from copy import deepcopy
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.methods.meta import parameters_of, step_along
+from utils.models.views import ManyViews
+
+distributed.init_process_group("gloo")
+torch.manual_seed(0)
+net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).double()
+halves, direction = torch.randn(2, 5, 3, 6, 6).double(), {n: torch.randn_like(p) for n, p in parameters_of(net).items()}
+alone = [deepcopy(net) for _ in halves]
+for one, half in zip(alone, halves):
+    one(half).square().sum().backward()
+whole = DistributedDataParallel(ManyViews(net), broadcast_buffers=False)
+logits, _ = step_along(whole, net, direction, halves[distributed.get_rank()])
+logits.square().sum().backward()
+for p, a, b in zip(net.parameters(), *(one.parameters() for one in alone)):
+    assert torch.allclose(p.grad, (a.grad + b.grad) / 2, rtol=1e-12)
+distributed.destroy_process_group()
+"""
 
 
 def test_judging_touches_neither_network_nor_optimizer():

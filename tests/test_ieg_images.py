@@ -1,5 +1,6 @@
 """IEG and L2R on images with labels: noise, probe, views, networks against the original's numbers, and the script."""
 
+import fcntl
 import importlib
 import os
 import shutil
@@ -17,6 +18,7 @@ import torchvision
 from PIL import Image
 from test_ieg import golden
 from test_scripts import ROOT, Interrupted, interrupt_after, rows_of, same
+from torch.utils.flop_counter import FlopCounterMode
 
 import train_ieg
 from utils import policies
@@ -304,7 +306,8 @@ def test_what_is_logged_and_written(folder, tmp_path, capsys):
 
 SETTINGS = ["--compat released --aug-type randaug", "--precision bf16 --meta-grad difference"]
 SETTINGS += ["--precision fp16 --true-beta", "--method l2r --meta-step 0 --ema-decay 0", "--mix none --no-reweight"]
-SETTINGS += ["--no-relabel --dataset cifar10_asymmetric_0.4"]
+SETTINGS += ["--no-relabel --dataset cifar10_asymmetric_0.4", "--method l2r --precision bf16"]
+SETTINGS += ["--method l2r --precision fp16"]
 
 
 @pytest.mark.parametrize("more", SETTINGS)
@@ -455,6 +458,8 @@ def test_torchvision_is_asked_where_there_are_no_folders(tmp_path, monkeypatch):
 
     def fake(root, train, download):
         asked.append((root, train, download))
+        with (root / ".download.lock").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as another run of the sweep would find it
         count = 200 if train else 100
         return SimpleNamespace(data=np.zeros((count, 32, 32, 3), np.uint8), targets=[i % 100 for i in range(count)])
 
@@ -528,25 +533,25 @@ def test_memory_of_a_step_is_that_of_a_process_of_its_own(monkeypatch, capsys):
     assert "| l2r | 3.00x | 3 |" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("step", "most"), [("l2r", 3.1), ("ieg", 7.8)])
+def test_a_step_costs_at_most_so_many_plain_ones(step, most, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    speed = importlib.import_module("ieg_speed")
+    how, found = SimpleNamespace(network_name="resnet29", batch=2, size=16, classes=10, precision="fp32"), {}
+    for name in ("plain", step):
+        work = speed.step_of(how, torch.device("cpu"), speed.PARTS[name])
+        with FlopCounterMode(display=False) as counter:
+            work()
+        found[name] = counter.get_total_flops()
+    assert 1 < found[step] / found["plain"] <= most
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["ieg", "l2r"])
-def test_two_processes_train_one_network(method, folder, tmp_path):
+def test_two_processes_train_one_network(folder, tmp_path):
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train_ieg.py"), "--cpu"]
     words += ["--dataset", "cifar10_uniform_0.4", "--network-name", "small", "--data-root", str(folder)]
-    words += [
-        "--name",
-        "two",
-        "--method",
-        method,
-        "--batch-size",
-        "10",
-        "--max-iteration",
-        "8",
-        "--probe-per-class",
-        "2",
-        "--run-dir",
-        str(tmp_path),
-    ]
+    words += ["--name", "two", "--batch-size", "10", "--max-iteration", "8"]
+    words += ["--probe-per-class", "2", "--run-dir", str(tmp_path)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -34,7 +34,7 @@ def write_run(root, name, bf=None, seed=0, epochs=3, planned=3, **more):
     (folder / "env.json").write_text(json.dumps(env))
     rows = []
     for epoch in range(epochs):
-        scores = {f"valid_{key}": 0.5 + 0.1 * epoch for key in ("iou", "miou", "dice", "bf", "score")}
+        scores = {f"valid_{key}": 0.5 + 0.1 * epoch for key in ("iou", "miou", "dice", "bf", "score", "accuracy")}
         loss = {"train_loss": 0.5, "train_loss_clean": 0.4, "train_loss_noisy": 0.6, "T": 0.1 * epoch, "lr": 0.1}
         rows.append({"epoch": epoch, "seconds": 2.0, **loss, **scores})
     if bf is not None:
@@ -168,13 +168,21 @@ def test_images_with_one_label_each_are_reported_by_their_accuracy(tmp_path):
             folder = write_run(tmp_path, f"noise40/{row}_s{seed}", seed=seed, network_name="small", method=row)
             found = {"test_accuracy": 0.8 - low, "test_cycle_end_accuracy": 0.9 - low + 0.02 * seed, "test_top5": 1.0}
             with (folder / "log.jsonl").open("a") as file:
-                file.write(json.dumps({"split": "test"} | found | {"test_best_accuracy": 0.95}) + "\n")
+                file.write(json.dumps({"split": "test"} | found | {"test_best_accuracy": 0.95 + low}) + "\n")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/noise40_ieg_s0.log").write_text("error: no such flag\n")
+    (tmp_path / "logs/noise40_ieg_s0.log.code").write_text("2\n")
+    write_run(tmp_path, "noise40/ieg_s1", epochs=2, network_name="small", max_iteration=100)
     table = report.main(report.Args([str(tmp_path)], baseline="supervised"))
     assert table["row"].tolist() == ["supervised", "l2r"] and "BF" not in table
     assert table["accuracy"].tolist() == pytest.approx([0.61, 0.71])
     assert table["last accuracy"].tolist() == pytest.approx([0.5, 0.6])
     assert table["difference"].dropna().tolist() == pytest.approx([0.1])
-    assert "accuracy − supervised" in (tmp_path / "report.html").read_text()
+    page, text = ((tmp_path / name).read_text() for name in ("report.html", "table.md"))
+    assert "accuracy − supervised" in page and "on the test images after each pass" in page
+    assert "gap closed" not in page + text and "chosen on the test images" in text
+    assert "ieg, seed 0: failed, before it began; exit code 2: error: no such flag" in text
+    assert result_rows(table)[1]["best"] == {"accuracy", "last accuracy"} and not result_rows(table)[0]["best"]
     with pytest.raises(InputError, match="--score BF: these runs have accuracy, last accuracy, best accuracy"):
         report.main(report.Args([str(tmp_path)], score="BF"))
 

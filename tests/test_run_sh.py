@@ -397,8 +397,8 @@ def test_without_its_teacher_no_student_begins(tmp_path):
 
 def test_every_row_of_labels_has_the_noise_of_its_folder_and_ieg_its_own_flags(tmp_path):
     folder = stand_in(tmp_path / "a")
-    how = {"command": ("./run_ieg.sh",), "SWEEP": "i", "FLAGS": "--ema-decay 0.5", "IEG_FLAGS": "--ce-factor 1"}
-    done = sweep(folder, NOISE="40 80", SEEDS="0 1", STEPS="20", DATA_ROOT="mine", **how)
+    how = LABELS | {"SWEEP": "i", "FLAGS": "--ema-decay 0.5", "IEG_FLAGS": "--ce-factor 1"}
+    done = sweep(folder, NOISE="40 80", SEEDS="0 1", STEPS="20", **how)
     assert done.returncode == 0, done.stderr
     runs = [line for line in lines(folder / "calls") if line.startswith("train_")]
     assert len(runs) == len(set(runs)) == 2 * 2 * 3
@@ -408,21 +408,24 @@ def test_every_row_of_labels_has_the_noise_of_its_folder_and_ieg_its_own_flags(t
         assert "--ema-decay 0.5" in line and ("--ce-factor 1" in line) == (method == "ieg")
         assert f"--data-root {folder}/mine " in line
     assert lines(folder / "calls")[-1] == "utils/report.py runs/i --baseline supervised"
-    sweep(folder, **how | {"SWEEP": "j"}, NOISE="20", ONLY="l2r ieg", KIND="asymmetric", SET="cifar100")
+    sweep(folder, **how | {"SWEEP": "j"}, NOISE="20", ONLY=" l2r ieg", KIND="asymmetric", SET="cifar100")
     assert lines(folder / "calls")[-1] == "utils/report.py runs/j --baseline l2r"
     assert "--dataset cifar100_asymmetric_0.2 --method ieg" in lines(folder / "calls")[-2]
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"SET": "mnist"}, {"KIND": "pair"}, {"NETWORK": "unet"}, {"ONLY": "kd"}, {"STEPS": "0"}]
-)
+LABELS = {"command": ("./run_ieg.sh",), "DATA": "", "DATA_ROOT": "mine"}
+WRONG = [{"SET": "mnist"}, {"KIND": "pair"}, {"NETWORK": "unet"}, {"ONLY": "kd"}, {"STEPS": "0"}, {"BATCH": "1"}]
+WRONG += [{"DOWNLOAD": "0"}, {"DATA_ROOT": "gone"}, {"DATA": "mine"}]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_setting_that_labels_do_not_have_is_one_line(wrong, tmp_path):
     folder = stand_in(tmp_path / "a")
-    done = sweep(folder, command=("./run_ieg.sh",), **wrong)
+    done = sweep(folder, **LABELS | wrong)
     (name, value), *_ = wrong.items()
-    assert (
-        done.returncode == 2 and done.stderr.startswith(f"error: {name}={value}: ") and not (folder / "runs").exists()
-    )
+    said = done.stderr.splitlines()
+    assert done.returncode == 2 and len(said) == 1 and said[0].startswith(f"error: {name}=") and value in said[0]
+    assert not (folder / "runs").exists()
 
 
 STAGES = {"LABELLED": "4", "SEEDS": "0 1", "ONLY": "ce cce_pct", "SWEEP": "u", "command": ("./run_lpl.sh",)}

@@ -1,7 +1,9 @@
 """Images in one folder a class, and which classes these are: CIFAR, WebVision-mini."""
 
+import fcntl
 import re
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -75,13 +77,23 @@ def _from_torchvision(kind, root, part, download):
     import torchvision
 
     try:
-        made = getattr(torchvision.datasets, kind.upper())(root, train=part == "train", download=download)
+        with _alone(root) if download else nullcontext():
+            made = getattr(torchvision.datasets, kind.upper())(root, train=part == "train", download=download)
     except (RuntimeError, OSError) as error:
         what = str(error).splitlines()[0]
         remedy = "fetch it with --download, or name a folder with train/CLASS/*.png and test/CLASS/*.png"
         raise InputError(f"--data-root {root}: {kind} is not there ({what}); {remedy}") from None
     names = [f"{part}/{i:05d}" for i in range(len(made.targets))]
     return Pixels(names, np.asarray(made.data)), np.asarray(made.targets, np.int64)
+
+
+@contextmanager
+def _alone(root):
+    """Have one process at a time fetch into a folder; the others find it there."""
+    Path(root).mkdir(parents=True, exist_ok=True)
+    with (Path(root) / ".download.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def read_folder(folder: Path, names: list[str], keep: bool = False) -> tuple[Pixels, np.ndarray]:

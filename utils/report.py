@@ -24,7 +24,7 @@ from utils.lists import read_list, write_list
 from utils.logs import read_record, replace_text
 from utils.paired import COLUMNS, holm, paired_difference
 from utils.report_page import Weights, check_ours, write_report
-from utils.sweep import BOUNDS, Found, find_runs, frame_of, further_masks, rank, scores_in, shown
+from utils.sweep import ACCURACY, BOUNDS, Found, find_runs, frame_of, further_masks, rank, scores_in, shown
 
 
 @dataclass
@@ -162,13 +162,16 @@ def as_markdown(table: pd.DataFrame, found: pd.DataFrame, score: str = "BF", bas
         return "no tested runs"
     first = ["sweep"] if "sweep" in table else []
     known = scores_in(table)
-    head = [*first, "noise %", "row", *known, f"{score} gap closed", "seeds"]
+    gap = [f"{score} gap closed"] if table["closed"].notna().any() else []
+    head = [*first, "noise %", "row", *known, *gap, "seeds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"] if len(table) else ["no tested runs"]
     for row in table.to_dict("records"):
         scores = [_number(row[column], row[f"{column} std"]) for column in known]
-        closed = "" if pd.isna(row["closed"]) else f"{row['closed']:.0%}"
-        cells = [*(row[name] for name in first), row["noise"], row["row"], *scores, closed, str(row["seeds"])]
+        closed = ["" if pd.isna(row["closed"]) else f"{row['closed']:.0%}".replace("-0%", "0%")] * len(gap)
+        cells = [*(row[name] for name in first), row["noise"], row["row"], *scores, *closed, str(row["seeds"])]
         lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    if "accuracy" in known and len(table):
+        lines.append(f"\n{ACCURACY}")
     lines += _differences(table, first, score, baseline)
     rest = found[~found["state"].isin(["finished", "trained"])]
     for r in rest.itertuples():
@@ -185,7 +188,12 @@ def _differences(table, first, score, baseline):
     head = [*first, "noise %", "row", f"{score} - {score} of {baseline}", "95 % interval", "p", "p (Holm)", "pairs"]
     lines = ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for r in rows.to_dict("records"):
-        cells = [*(r[name] for name in first), r["noise"], r["row"], f"{r['difference']:+.3f}"]
+        cells = [
+            *(r[name] for name in first),
+            r["noise"],
+            r["row"],
+            f"{r['difference']:+.3f}".replace("-0.000", "+0.000"),
+        ]
         between = "" if pd.isna(r["low"]) else f"{r['low']:+.3f} to {r['high']:+.3f}"
         cells += [between, _p(r["p"]), _p(r["p_holm"]), str(r["pairs"])]
         lines.append(f"| {' | '.join(map(_cell, cells))} |")

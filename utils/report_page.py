@@ -19,7 +19,7 @@ from utils.images import write_bytes
 from utils.logs import replace_text
 from utils.page import data_uri, encode, write_page
 from utils.plots import MADE_BY, against_noise, curves, histograms, render, schedules
-from utils.sweep import BOUNDS, STATES, further_masks, printable, rank, scores_in, shown, sweep_names
+from utils.sweep import ACCURACY, BOUNDS, SCORES, STATES, further_masks, printable, rank, scores_in, shown, sweep_names
 
 EXAMPLES, WIDEST = 6, 1400  # runs whose pictures are shown; pixels
 
@@ -49,7 +49,7 @@ def write_report(out: Path, runs, found, table, weights, score: str, baseline: s
 
     `found` has a line for each of `runs`, `table` is the summary, `measured` says where the runs were made.
     """
-    figures = _draw(out / "plots", runs, table, weights, score)
+    figures = _draw(out / "plots", runs, table, weights, score, baseline)
     states = found["state"].value_counts()
     write_page(
         out / "report.html",
@@ -59,6 +59,9 @@ def write_report(out: Path, runs, found, table, weights, score: str, baseline: s
         counts=[(state, int(states[state])) for state in STATES if state in states],
         table=result_rows(table),
         scores=scores_in(table),
+        images="accuracy" in table,
+        about_accuracy=ACCURACY,
+        gap=bool(table["closed"].notna().any()),
         score=score,
         baseline=baseline,
         compared=bool((table["pairs"].fillna(0) > 0).any()),
@@ -97,7 +100,7 @@ def result_rows(table: pd.DataFrame) -> list[dict]:
     best = {index: set() for index in table.index}
     rows = table[~table["row"].isin(BOUNDS)]
     for _, group in rows.groupby([name for name in ("sweep", "noise") if name in table]):
-        for column in scores_in(table):
+        for column in set(scores_in(table)) - {"best accuracy"}:  # chosen on the images that it is tested on
             shown = group[column].round(3)
             for index in shown.index[shown == shown.max()] if shown.nunique() > 1 else []:
                 best[index].add(column)
@@ -117,10 +120,10 @@ def rendered(draws, workers: int = 1):
         yield from pool.map(_render, draws)
 
 
-def _draw(folder, runs, table, weights, score):
+def _draw(folder, runs, table, weights, score, baseline):
     """Every figure that the runs have something for, written and ready for the page, by section."""
     folder.mkdir(parents=True, exist_ok=True)
-    sections, plan = {}, _planned(runs, table, weights, score)
+    sections, plan = {}, _planned(runs, table, weights, score, baseline)
     # processes take seconds to start, which only many figures are worth
     workers = min(8, len(os.sched_getaffinity(0)), len(plan) // 8)
     drawn = rendered([draw for *_, draw in plan], workers)
@@ -142,7 +145,7 @@ def _render(draw):
     return None if figure is None else render(figure)
 
 
-def _planned(runs, table, weights, score):
+def _planned(runs, table, weights, score, baseline):
     """[(section, file name, title, function that draws)]; a function returns None where it has nothing to show."""
     found, sweeps = [], sweep_names(runs)
     for sweep in dict.fromkeys(sweeps.values()):
@@ -150,7 +153,8 @@ def _planned(runs, table, weights, score):
         lines = table[table["sweep"] == sweep] if "sweep" in table else table
         for noise, rows in _by_noise(own).items():
             ratio = f"{shown(noise)} % noise" if noise.removeprefix("noise").isdecimal() else shown(noise)
-            found += _planned_curves(rows, score, _slug(sweep, noise), ", ".join(filter(None, (sweep, ratio))))
+            title = ", ".join(filter(None, (sweep, ratio)))
+            found += _planned_curves(rows, score, baseline, _slug(sweep, noise), title)
         end = _slug(sweep)
         found.append(("noise", f"against_noise{end}", sweep, partial(against_noise, lines)))
         found.append(("schedules", f"schedules{end}", sweep, partial(schedules, own)))
@@ -159,16 +163,24 @@ def _planned(runs, table, weights, score):
     return found
 
 
-def _planned_curves(rows, score, end, title):
-    references = {name: rows[name] for name in ("no_weight", "clean") if name in rows}
-    valid = {f"valid_{score.lower()}": "mean over seeds"}
-    split = {"train_loss_clean": "clean masks", "train_loss_noisy": "noisy masks", "train_loss": "all masks"}
-    weight = {"train_weight_clean": "clean masks", "train_weight_noisy": "noisy masks"}
-    picked = {"train_kept": "images that are kept, of all", "train_purity": "clean masks, of those kept"}
+def _planned_curves(rows, score, baseline, end, title):
+    images = score not in SCORES.values()
+    references = {name: rows[name] for name in ((baseline,) if images else ("no_weight", "clean")) if name in rows}
+    valid = {f"valid_{score.split()[-1].lower()}": "mean over seeds"}
+    what, clean, pure = ("labels", "right", "train_kept_precision") if images else ("masks", "clean", "train_purity")
+    split = {"train_loss_clean": f"{clean} {what}", "train_loss_noisy": f"noisy {what}", "train_loss": f"all {what}"}
+    weight = {"train_weight_clean": f"{clean} {what}", "train_weight_noisy": f"noisy {what}"}
+    picked = {
+        "train_kept": f"{'labels' if images else 'images'} that are kept, of all",
+        pure: f"{clean} {what}, of those kept",
+    }
+    unit = "training loss (nats)" if images else "training loss (nats a pixel)"
+    scale = "mean weight (sum of a batch: 1)" if images else "mean weight (0 to 1)"
+    where = "test images" if images else "validation"
     return [
-        ("valid", f"learning_curves{end}", title, partial(curves, rows, valid, f"{score} on validation", references)),
-        ("loss", f"training_loss{end}", title, partial(curves, rows, split, "training loss (nats a pixel)", {})),
-        ("counted", f"weights_in_training{end}", title, partial(curves, rows, weight, "mean weight (0 to 1)", {})),
+        ("valid", f"learning_curves{end}", title, partial(curves, rows, valid, f"{score} on {where}", references)),
+        ("loss", f"training_loss{end}", title, partial(curves, rows, split, unit, {})),
+        ("counted", f"weights_in_training{end}", title, partial(curves, rows, weight, scale, {})),
         ("kept", f"selection{end}", title, partial(curves, rows, picked, "share (0 to 1)", {})),
     ]
 

@@ -20,18 +20,13 @@ ACCURACIES = {
     "test_accuracy": "last accuracy",
     "test_best_accuracy": "best accuracy",
 }
-ORDER = (
-    "teacher",
-    "clean",
-    "supervised",
-    "no_weight",
-    "teacher_miou",
-    "teacher_bf",
-    "teacher_bm",
-    "teacher_pixel",
-    "teacher_both",
+ACCURACY = (
+    "Accuracy is that of the averaged weights at the last end of a period of the learning rate, last accuracy that "
+    "after the last step. Best accuracy is that of the best pass, chosen on the test images, and flattered by it."
 )
-ORDER += ("kd_miou", "kd_bf", "kd_bm", "kd_pixel", "kd_both")
+ORDER = ("teacher", "clean", "supervised", "no_weight")
+ORDER += ("teacher_miou", "teacher_bf", "teacher_bm", "teacher_pixel", "teacher_both")
+ORDER += ("kd_miou", "kd_bf", "kd_bm", "kd_pixel", "kd_both", "l2r", "ieg")
 # they saw what no row of the comparison does: clean masks, trusted ones, all of them, or the label of a test image
 BOUNDS = ("clean", "teacher", "all_masks", "lad_teacher")
 BOUNDS += ("ce_stage1", "cce_stage1", "cce_pct_stage1")  # or its image-level classes
@@ -135,8 +130,12 @@ def frame_of(runs: list[Found], alone: bool = False) -> pd.DataFrame:
 
 
 def scores_of(runs: list[Found]) -> dict[str, str]:
-    """The test scores of these runs, by their key in the log: `SCORES`, or `ACCURACIES` where none has seen a mask."""
-    return ACCURACIES if all("network_name" in run.args for run in runs) else SCORES
+    """The test scores of these runs, by their key in the log: `SCORES`, or `ACCURACIES` where none has seen a mask.
+
+    A run that ended before it wrote its arguments says nothing of that.
+    """
+    known = [run for run in runs if run.args]
+    return ACCURACIES if known and all("network_name" in run.args for run in known) else SCORES
 
 
 def scores_in(table: pd.DataFrame) -> list[str]:
@@ -206,8 +205,10 @@ def _read(folder):
 
 
 def _state(folder, args, epochs, ends, log):
-    planned = args.get("epochs", "?")
-    done, code = f"{len(epochs)} of {planned} epochs", _code(log)
+    planned, code = args.get("epochs", "?"), _code(log)
+    done = f"{len(epochs)} of {planned} epochs"
+    if "max_iteration" in args:  # rounded to whole passes
+        done = f"{epochs[max(epochs)].get('step', '?') if epochs else 0} of {args['max_iteration']} steps"
     if "test" in ends:
         return "finished", ""
     if "none" in ends or (len(epochs) == planned and not args.get("test_csv", "yes")):

@@ -72,9 +72,9 @@ def _norm_tangent(x, dx, weight, dweight, dbias, mean, scale):
 def carrying_tangents(net: nn.Module) -> Iterator[None]:
     """Have a pass of training, with its graph, carry tangents that keep no graph of their own.
 
-    Values, running statistics and gradients are those of the pass without tangents, to the last bit.
+    Values, running statistics and gradients are those of the pass without tangents; on a CPU to the last bit.
     """
-    layers = [layer for layer in net.modules() if isinstance(layer, _BatchNorm) and layer.affine]
+    layers = [layer for layer in net.modules() if isinstance(layer, _BatchNorm) and _learns(layer)]
     others = [one for one in net.modules() if not [*one.children()] and one not in layers]
     hooks = [one.register_forward_hook(_forget_how) for one in others]
     for layer in layers:
@@ -86,6 +86,12 @@ def carrying_tangents(net: nn.Module) -> Iterator[None]:
             del layer.forward
         for hook in hooks:
             hook.remove()
+
+
+def _learns(layer):
+    # any other kind takes torch's own derivative, which it has for a single process only
+    usual = layer.training and layer.track_running_stats and layer.momentum is not None and layer.affine
+    return usual and layer.weight.requires_grad and layer.bias.requires_grad and not isinstance(layer, nn.SyncBatchNorm)
 
 
 def _forget_how(_, inputs, output):
