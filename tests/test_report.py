@@ -252,14 +252,14 @@ def test_two_networks_show_the_better_one(tmp_path):
 
 
 def test_several_sweeps_are_kept_apart(tmp_path):
-    for sweep, bf in (("one", 0.5), ("two", 0.7)):
+    for sweep, bf in (("part9", 0.5), ("part10", 0.7)):
         write_run(tmp_path / sweep, "noise60/no_weight_s0", bf)
         write_run(tmp_path / sweep, "noise60/kd_bf_s0", bf + 0.1)
-    table = report.main(report.Args([str(tmp_path / "one"), str(tmp_path / "two")], out=str(tmp_path / "both")))
-    assert table["sweep"].tolist() == ["one", "one", "two", "two"]
+    table = report.main(report.Args([str(tmp_path / "part9"), str(tmp_path / "part10")], out=str(tmp_path / "both")))
+    assert table["sweep"].tolist() == ["part9", "part9", "part10", "part10"]
     assert table["BF"].to_numpy() == pytest.approx([0.5, 0.6, 0.7, 0.8])
     assert table["difference"].dropna().to_numpy() == pytest.approx([0.1, 0.1])
-    assert "| two | 60 | kd_bf |" in (tmp_path / "both/table.md").read_text()
+    assert "| part10 | 60 | kd_bf |" in (tmp_path / "both/table.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["noise", "noise3"])

@@ -213,7 +213,8 @@ def _cell(text) -> str:
 def _ordered(table):
     kind = table["row"].map({"teacher": 0, "clean": 1}).fillna(2)
     ratio = pd.to_numeric(table["noise"].str.split(" ").str[0], errors="coerce")
-    keys = pd.DataFrame({"s": table["sweep"], "k": kind, "f": ratio, "n": table["noise"]})
+    sweep = table["sweep"].str.replace(r"\d+", lambda number: number[0].zfill(9), regex=True)  # 23 before 183
+    keys = pd.DataFrame({"s": sweep, "k": kind, "f": ratio, "n": table["noise"]})
     keys = keys.assign(o=table["row"].map(rank), r=table["row"])
     return table.loc[keys.sort_values(list(keys)).index].reset_index(drop=True)
 
