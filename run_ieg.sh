@@ -4,8 +4,8 @@
 #   DOWNLOAD=1 ./run_ieg.sh                                       CIFAR-10 by torchvision, 40 and 80 % noise, ResNet-29: for a GPU
 #   DATA_ROOT=cifar10 SEEDS="0 1 2" ./run_ieg.sh                  folders train/CLASS/*.png and test/CLASS/*.png
 #   SET=cifar100 KIND=asymmetric NOISE="20 40" DOWNLOAD=1 ./run_ieg.sh
-#   NETWORK=small STEPS=2376 BATCH=50 FLAGS="--train-images 1000 --test-images 2000 --ema-decay 0.99" \
-#     IEG_FLAGS="--ce-factor 1 --consistency-factor 5" DOWNLOAD=1 ./run_ieg.sh                          for a CPU: half an hour
+#   NETWORK=small STEPS=2376 BATCH=50 FLAGS="--train-images 1000 --test-images 2000 --first-period 180 --ema-decay 0.99" \
+#     IEG_FLAGS="--ce-factor 1 --consistency-factor 5" DOWNLOAD=1 ./run_ieg.sh                          for a CPU
 #
 # Every row of a seed is the same network on the same images and noise. Everything finished is skipped, everything
 # interrupted goes on. Exit codes: 0 done, 1 a run failed, 2 a mistake in the settings, 75 interrupted. Settings, by environment:

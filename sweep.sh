@@ -138,7 +138,7 @@ plan() { # before anything runs: what the whole sweep will run, from the command
     name="" epochs=0 list="" nets=1 folder=runs
     [[ $line != *_decoupling.py* && $line != *_co_teaching* && $line != *"--preset cce_pct"* ]] || nets=2
     [[ $line != *"--method l2r"* ]] || nets=3 # what a step costs, in plain ones
-    [[ $line != *"--method ieg"* ]] || nets=8
+    [[ $line != *"--method ieg"* ]] || nets=7
     read -ra words <<<"$line"
     for ((word = 0; word < ${#words[@]}; word++)); do
       case ${words[word]} in

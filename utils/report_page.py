@@ -166,7 +166,7 @@ def _planned(runs, table, weights, score, baseline):
 def _planned_curves(rows, score, baseline, end, title):
     images = score not in SCORES.values()
     references = {name: rows[name] for name in ((baseline,) if images else ("no_weight", "clean")) if name in rows}
-    valid = {f"valid_{score.split()[-1].lower()}": "mean over seeds"}
+    valid = {f"valid_{score.lower()}": "mean over seeds"}
     what, clean, pure = ("labels", "right", "train_kept_precision") if images else ("masks", "clean", "train_purity")
     split = {"train_loss_clean": f"{clean} {what}", "train_loss_noisy": f"noisy {what}", "train_loss": f"all {what}"}
     weight = {"train_weight_clean": f"{clean} {what}", "train_weight_noisy": f"noisy {what}"}
